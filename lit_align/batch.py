@@ -1,0 +1,187 @@
+"""The types every part of lit_align speaks: completions of prompts, their scores, and a loss.
+
+Axes, used in every docstring:
+
+    B   prompts of a micro-batch
+    K   completions of one prompt (columns); a preference pair is K = 2, best first
+    P   prompt tokens, padded
+    L   completion tokens, padded; the end-of-sequence token counts
+    T   completion tokens of a micro-batch, without padding
+    V   vocabulary
+
+Log-probabilities are natural logarithms (nats).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+
+class CompletionBatch(NamedTuple):
+    """K completions of each of B prompts; each prompt is held once.
+
+    Attributes:
+        prompt_ids: Token ids of the prompts, int64 (B, P).
+        prompt_mask: True where ``prompt_ids`` holds a token, bool (B, P).
+        completion_ids: Token ids of the completions, end of sequence included, int64 (B, K, L).
+        completion_mask: True where ``completion_ids`` holds a token, bool (B, K, L).
+        reward: External reward, larger is better, float32 (B, K); columns are sorted best first where it is
+            known, unpaired labels are +1 and -1; None where nobody gave one.
+        present: False for a column that only pads a group of fewer completions, bool (B, K). An absent
+            column is not an empty completion.
+        row: Row of each prompt in its source, int64 (B,).
+    """
+
+    prompt_ids: Tensor
+    prompt_mask: Tensor
+    completion_ids: Tensor
+    completion_mask: Tensor
+    reward: Tensor | None
+    present: Tensor
+    row: Tensor
+
+    @property
+    def lengths(self) -> Tensor:
+        """Completion tokens |y| of each column, end of sequence included, int64 (B, K)."""
+        return self.completion_mask.sum(-1)
+
+    def to(self, device: torch.device | str) -> CompletionBatch:
+        """The same batch on another device."""
+        return self._make(None if field is None else field.to(device) for field in self)
+
+    def rows(self, index: Tensor | slice) -> CompletionBatch:
+        """The groups at some places of the batch, (B',)."""
+        return self._make(None if field is None else field[index] for field in self)
+
+
+class Perturbed(NamedTuple):
+    """Log-probs of the completion tokens under the two mixtures of ε-DPO (science: arXiv 2502.13177, Eq. 7-9).
+
+    Attributes:
+        outward: Under softmax((1 + ε) f_policy - ε f_reference), nats (B, K, L).
+        inward: Under softmax((1 - ε) f_policy + ε f_reference), nats (B, K, L).
+    """
+
+    outward: Tensor
+    inward: Tensor
+
+
+class Scores(NamedTuple):
+    """What one pass over the policy, and one over the reference, says of a batch.
+
+    Every field of shape (B, K, L) is 0 at padding. A field that was not asked for is None.
+
+    Attributes:
+        token_logps: log π_θ of each completion token, nats (B, K, L); carries gradient.
+        reference_token_logps: log π_ref of each completion token, nats (B, K, L).
+        perturbed: Log-probs under the mixtures of policy and reference, no gradient.
+        token_kl: KL(π_θ ‖ π_ref) over the vocabulary at each position's prefix, nats (B, K, L), >= 0; carries gradient.
+        entropy: Entropy of π_θ at each position's prefix, nats (B, K, L), >= 0; carries gradient.
+        lengths: Completion tokens of each column, int64 (B, K).
+    """
+
+    token_logps: Tensor
+    reference_token_logps: Tensor | None
+    perturbed: Perturbed | None
+    token_kl: Tensor | None
+    entropy: Tensor | None
+    lengths: Tensor
+
+    @property
+    def logps(self) -> Tensor:
+        """log π_θ(y|x), the sum over completion tokens, nats (B, K)."""
+        return self.token_logps.sum(-1)
+
+    @property
+    def reference_logps(self) -> Tensor | None:
+        """log π_ref(y|x), nats (B, K), or None without a reference pass."""
+        return None if self.reference_token_logps is None else self.reference_token_logps.sum(-1)
+
+    @property
+    def logratio(self) -> Tensor:
+        """log π_θ(y|x) - log π_ref(y|x), nats (B, K).
+
+        Raises:
+            ValueError: If the batch was scored with ``reference=False``.
+        """
+        if self.reference_token_logps is None:
+            raise ValueError("the batch was scored with reference=False, so there is no log-ratio")
+        # The difference comes first: equal models then give exactly 0, whatever the length.
+        return (self.token_logps - self.reference_token_logps).sum(-1)
+
+
+class Loss(NamedTuple):
+    """A loss before reduction.
+
+    Attributes:
+        value: The loss of each group (B,), or of each token (B, K, L).
+        weight: What each entry counts, same shape as ``value``; 0 leaves it out.
+        implicit_reward: β · log-ratio or the method's own implicit reward, detached, (B, K); None if it has none.
+        stats: Scalars to log, name -> (), each already detached.
+    """
+
+    value: Tensor
+    weight: Tensor
+    implicit_reward: Tensor | None
+    stats: dict[str, Tensor]
+
+
+class Rollout(NamedTuple):
+    """A fresh buffer after ``annotate``; every per-column field sorts, selects and splits together.
+
+    Attributes:
+        completions: The completions and their rewards.
+        old_logps: Token log-probs under the policy that drew them, nats (B, K, L), or None.
+        reference_logps: Token log-probs under the reference, nats (B, K, L), or None.
+        advantage: (B, K, L) or (B, K, 1), fixed once per buffer, or None.
+        old_values: Value estimates when drawn, (B, K, L), or None.
+        returns: Targets of the value head, (B, K, L), or None.
+    """
+
+    completions: CompletionBatch
+    old_logps: Tensor | None = None
+    reference_logps: Tensor | None = None
+    advantage: Tensor | None = None
+    old_values: Tensor | None = None
+    returns: Tensor | None = None
+
+
+class Sampling(NamedTuple):
+    """How completions are drawn.
+
+    Attributes:
+        max_new_tokens: Token budget of a completion, > 0; one that reaches it has no end of sequence.
+        temperature: Divides the logits, > 0; None draws at the pair's own temperature.
+        top_k: Keep the k most likely tokens; 0 keeps all.
+        top_p: Keep the smallest set of tokens of at least this mass, in (0, 1]; 1 keeps all.
+        seed: Seed of the draw.
+    """
+
+    max_new_tokens: int = 64
+    temperature: float | None = None
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+
+
+@runtime_checkable
+class Reward(Protocol):
+    """Anything that judges completions: larger is better."""
+
+    def __call__(self, prompts: Sequence[str], completions: Sequence[str]) -> Sequence[float]:
+        """One reward for each (prompt, completion) of two sequences of equal length."""
+        ...
+
+
+class Generator(Protocol):
+    """Anything that draws completions of prompts, such as a policy."""
+
+    def generate(
+        self, prompts: CompletionBatch, completions: int, sampling: Sampling, *, reference: bool = False
+    ) -> CompletionBatch:
+        """Draw ``completions`` completions of each prompt of a batch; its own completions are ignored."""
+        ...

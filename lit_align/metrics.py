@@ -1,0 +1,185 @@
+"""What a run shows: torchmetrics that add up over micro-batches, ranks and resumed runs.
+
+Every class is updated with (batch, scores, loss), keeps plain sums as persistent states, and computes a dict of named
+values; a name without data is left out.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric, MetricCollection
+
+from lit_align.batch import CompletionBatch, Loss, Scores
+
+
+class SumMetric(Metric, ABC):
+    """Sums of named quantities, each with its own count; a subclass says what one micro-batch adds.
+
+    Args:
+        names: The quantities, in the order they are reported.
+    """
+
+    full_state_update = False
+    total: Tensor
+    count: Tensor
+
+    def __init__(self, names: Sequence[str], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.names = tuple(names)
+        zeros = torch.zeros(len(self.names), dtype=torch.float64)
+        self.add_state("total", zeros, dist_reduce_fx="sum", persistent=True)
+        self.add_state("count", zeros.clone(), dist_reduce_fx="sum", persistent=True)
+
+    @abstractmethod
+    def update(self, batch: CompletionBatch, scores: Scores | None, loss: Loss) -> None:
+        """Add one micro-batch."""
+
+    def compute(self) -> dict[str, Tensor]:
+        """The mean of each quantity that was seen, name -> ()."""
+        return {name: (self.total[i] / self.count[i]).float() for i, name in enumerate(self.names) if self.count[i] > 0}
+
+    def _add(self, name: str, values: Tensor, weight: Tensor | None = None) -> None:
+        values = values.detach().to(self.total.dtype)
+        weight = torch.ones_like(values) if weight is None else weight.to(values)
+        index = self.names.index(name)
+        self.total[index] += (values * weight).sum()
+        self.count[index] += weight.sum()
+
+
+class MeanLoss(SumMetric):
+    """The weighted mean of the loss; ``loss``."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(["loss"], **kwargs)
+
+    def update(self, batch: CompletionBatch, scores: Scores | None, loss: Loss) -> None:
+        """Add one micro-batch."""
+        self._add("loss", loss.value, loss.weight)
+
+
+class ImplicitRewards(SumMetric):
+    """Implicit rewards of the best and the worst completion of each group, their margin and how often it is positive.
+
+    Names: ``rewards/chosen``, ``rewards/rejected``, ``rewards/margins``, ``rewards/accuracies``, where a tie counts ½.
+    Groups of one completion have no margin and are left out.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__([f"rewards/{name}" for name in ("chosen", "rejected", "margins", "accuracies")], **kwargs)
+
+    def update(self, batch: CompletionBatch, scores: Scores | None, loss: Loss) -> None:
+        """Add one micro-batch."""
+        if loss.implicit_reward is None:
+            return
+        best, worst = best_and_worst(loss.implicit_reward, batch.present)
+        self._add("rewards/chosen", best)
+        self._add("rewards/rejected", worst)
+        self._add("rewards/margins", best - worst)
+        self._add("rewards/accuracies", 0.5 + 0.5 * (best - worst).sign())
+
+
+class LogProbs(SumMetric):
+    """Log-probs and lengths of the best and the worst completion, free of β.
+
+    Names: ``logps/chosen``, ``logps/rejected``, ``logratio/chosen`` (how far the chosen completion was displaced),
+    ``logratio_margin``, ``lengths/chosen``, ``lengths/rejected``.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        names = ["logps/chosen", "logps/rejected", "logratio/chosen", "logratio_margin"]
+        super().__init__([*names, "lengths/chosen", "lengths/rejected"], **kwargs)
+
+    def update(self, batch: CompletionBatch, scores: Scores | None, loss: Loss) -> None:
+        """Add one micro-batch."""
+        if scores is None:
+            return
+        pairs = [("logps", scores.logps), ("lengths", scores.lengths)]
+        for name, values in pairs:
+            best, worst = best_and_worst(values, batch.present)
+            self._add(f"{name}/chosen", best)
+            self._add(f"{name}/rejected", worst)
+        if scores.reference_token_logps is not None:
+            best, worst = best_and_worst(scores.logratio, batch.present)
+            self._add("logratio/chosen", best)
+            self._add("logratio_margin", best - worst)
+
+
+class Divergence(SumMetric):
+    """KL(π_θ ‖ π_ref) along the completions at hand, nats a completion; ``kl``.
+
+    At each position the divergence is exact over the vocabulary; the prefixes are those of the data, so it estimates
+    the policy's own KL only on completions the policy drew.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(["kl"], **kwargs)
+
+    def update(self, batch: CompletionBatch, scores: Scores | None, loss: Loss) -> None:
+        """Add one micro-batch."""
+        if scores is not None and scores.token_kl is not None:
+            self._add("kl", scores.token_kl.sum(-1), batch.present)
+
+
+class StatMeans(SumMetric):
+    """Means of the scalars an objective reports in ``Loss.stats``, each micro-batch by its weight.
+
+    Args:
+        names: The scalars the objective reports, such as ``beta``.
+    """
+
+    def update(self, batch: CompletionBatch, scores: Scores | None, loss: Loss) -> None:
+        """Add one micro-batch."""
+        for name in self.names:
+            if name in loss.stats:
+                self._add(name, loss.stats[name], loss.weight.sum())
+
+
+class Throughput(Metric):
+    """Tokens of prompts and completions, each counted once, a second of training; ``tokens_per_second``."""
+
+    full_state_update = False
+    tokens: Tensor
+    seconds: Tensor
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.add_state("tokens", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum", persistent=True)
+        self.add_state("seconds", torch.zeros((), dtype=torch.float64), dist_reduce_fx="max", persistent=True)
+
+    def update(self, tokens: Tensor | int, seconds: float) -> None:
+        """Add the tokens of a stretch of training and how long it took."""
+        self.tokens += tokens
+        self.seconds += seconds
+
+    def compute(self) -> dict[str, Tensor]:
+        """Tokens of all ranks over the seconds of the slowest."""
+        return {"tokens_per_second": (self.tokens / self.seconds).float()} if self.seconds > 0 else {}
+
+
+def best_and_worst(values: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
+    """First and last present column of each group that has at least two.
+
+    Args:
+        values: One value per completion, best completion first, (B, K).
+        present: Which columns are there, bool (B, K).
+
+    Returns:
+        Two tensors (B',), B' the groups with two or more completions.
+    """
+    count = present.sum(-1)
+    last = count.clamp(min=1) - 1
+    keep = count > 1
+    return values[keep, 0], values.gather(1, last[:, None])[keep, 0]
+
+
+def standard_metrics(stats: Sequence[str] = ()) -> MetricCollection:
+    """What every objective reports, and the scalars its own ``Loss.stats`` holds."""
+    metrics: list[Metric] = [MeanLoss(), ImplicitRewards(), LogProbs(), Divergence()]
+    if stats:
+        metrics.append(StatMeans(stats))
+    return MetricCollection(metrics, compute_groups=False)

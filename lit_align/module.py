@@ -1,0 +1,265 @@
+"""AlignModule: what every objective shares. A subclass adds hyperparameters and ``loss``; nothing else subclasses."""
+
+from __future__ import annotations
+
+import math
+import time
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor
+from torchmetrics import SumMetric
+
+from lit_align.batch import CompletionBatch, Loss, Rollout, Scores
+from lit_align.errors import UserError
+from lit_align.metrics import Throughput, standard_metrics
+from lit_align.models import PairSettings, load_tokenizer
+
+if TYPE_CHECKING:
+    from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+    from transformers import PreTrainedTokenizerBase
+
+    from lit_align.pair import PolicyReferencePair
+
+
+@dataclass
+class OptimSettings:
+    """AdamW on the adapter.
+
+    Attributes:
+        learning_rate: Peak step size, > 0.
+        weight_decay: Decoupled weight decay, >= 0.
+        warmup: Share of the run over which the step size rises from 0, in [0, 1).
+        schedule: How it falls after that: "constant", "linear" or "cosine", the last two to 0.
+    """
+
+    learning_rate: float = 1e-4
+    weight_decay: float = 0.0
+    warmup: float = 0.1
+    schedule: Literal["constant", "linear", "cosine"] = "cosine"
+
+    def __post_init__(self) -> None:
+        check("model.optim.learning_rate", self.learning_rate, self.learning_rate > 0, "greater than 0", "1e-4")
+        check("model.optim.weight_decay", self.weight_decay, self.weight_decay >= 0, "0 or more", "0")
+        check("model.optim.warmup", self.warmup, 0 <= self.warmup < 1, "in [0, 1), a share of the run", "0.1")
+
+    def factor(self, step: int, total: int) -> float:
+        """Multiplier of the peak step size at optimizer step ``step`` of ``total``, in [0, 1]."""
+        warm = math.ceil(self.warmup * total)
+        if step < warm:
+            return (step + 1) / (warm + 1)
+        if self.schedule == "constant":
+            return 1.0
+        done = min(1.0, (step - warm) / max(1, total - warm))
+        return 1.0 - done if self.schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * done))
+
+
+def check(name: str, value: float, holds: bool, accepted: str, usual: str) -> None:
+    """Refuse a hyperparameter out of range.
+
+    Raises:
+        UserError: If ``holds`` is false, with the name, the value, what is accepted and a usual value.
+    """
+    if not holds:
+        raise UserError(f"{name} is {value}; it must be {accepted} ({usual} is usual)")
+
+
+class AlignModule(LightningModule, ABC):
+    """A policy trained against its reference by some objective.
+
+    Reduction happens here and nowhere else: the gradient of an optimizer step is sum(value · weight) over all its
+    micro-batches and ranks divided by the sum of the weights, however the step was cut.
+
+    Args:
+        pair: The model and its adapter.
+        optim: The optimizer and its schedule.
+    """
+
+    stats: ClassVar[tuple[str, ...]] = ()
+    """Names of the scalars the objective reports in ``Loss.stats``."""
+
+    def __init__(self, pair: PairSettings | None = None, optim: OptimSettings | None = None) -> None:
+        super().__init__()
+        self.pair_settings = pair or PairSettings()
+        self.optim_settings = optim or OptimSettings()
+        self.pair: PolicyReferencePair | None = None
+        self.train_metrics = standard_metrics(self.stats).clone(prefix="train/")
+        self.val_metrics = standard_metrics(self.stats).clone(prefix="val/")
+        self.throughput = Throughput()
+        # A metric, not a buffer: data parallelism would overwrite every rank's buffers with those of rank 0.
+        self.step_weight = SumMetric(nan_strategy="disable").set_dtype(torch.float64)
+        self.strict_loading = False
+        self._scores: Scores | None = None
+        self._tokenizer: PreTrainedTokenizerBase | None = None
+        self._clock = 0.0
+        self._stepped = False
+
+    @abstractmethod
+    def loss(self, batch: CompletionBatch) -> Loss:
+        """The loss of a micro-batch, one value for each group (or token), not reduced."""
+
+    def annotate(self, batch: CompletionBatch) -> CompletionBatch | Rollout:
+        """Fix what depends on the whole of a fresh buffer, once, before it is cut into minibatches."""
+        return batch
+
+    def adapt(self) -> None:
+        """Update adaptive state from the statistics of an optimizer step that has just been taken."""
+
+    def score(self, batch: CompletionBatch, *, reference: bool = True, epsilon: float | None = None) -> Scores:
+        """Score a batch for the loss, and keep the scores for the metrics.
+
+        Args:
+            batch: The completions.
+            reference: Whether the objective needs the reference.
+            epsilon: Perturbation of ε-DPO's mixtures, or None.
+
+        Raises:
+            UserError: If policy and reference differ before the first optimizer step.
+        """
+        assert self.pair is not None
+        scores = self.pair.score(batch, reference=reference, epsilon=epsilon, kl=reference and self._shows_kl())
+        self._scores = scores
+        if reference and self.training_starts:
+            self._check_start(scores)
+        return scores
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The model's tokenizer, loaded at first use; the model itself need not be there."""
+        if self._tokenizer is None:
+            self._tokenizer = load_tokenizer(self.pair_settings)
+        return self._tokenizer
+
+    @property
+    def training_starts(self) -> bool:
+        """Whether a run is before its first optimizer step, when policy and reference must agree."""
+        trainer = self._trainer
+        return trainer is not None and trainer.training and trainer.global_step == 0
+
+    def configure_model(self) -> None:
+        """Build the pair on the device of this process; called by Lightning after the data has been read."""
+        if self.pair is None:
+            from lit_align.pair import PolicyReferencePair
+
+            device = self.trainer.strategy.root_device if self._trainer is not None else torch.device("cpu")
+            self.pair = PolicyReferencePair(self.pair_settings, device)
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """AdamW on what is trained, and a schedule over the planned number of optimizer steps."""
+        settings = self.optim_settings
+        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(trained, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+        total = self._planned_steps()
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: settings.factor(step, total))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_train_start(self) -> None:
+        """Start the clock of the throughput."""
+        self._clock = time.perf_counter()
+
+    def training_step(self, batch: CompletionBatch, batch_idx: int) -> Tensor:
+        """The summed loss of a micro-batch; ``on_before_optimizer_step`` divides by the weight of the whole step."""
+        loss = self.loss(batch)
+        self.step_weight.update(loss.weight.detach().sum())
+        self.train_metrics.update(batch, self._scores, loss)
+        return (loss.value * loss.weight).sum()
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Turn the summed gradient into the mean over the weight of all micro-batches and ranks of this step."""
+        weight = self.step_weight.compute()
+        self.step_weight.reset()
+        # Lightning has divided by the micro-batches of a full step, and data parallelism by the ranks.
+        factor = self.trainer.accumulate_grad_batches * self.trainer.world_size / weight.clamp(min=1e-12)
+        for parameter in self.parameters():
+            if parameter.grad is not None:
+                parameter.grad.mul_(factor.to(parameter.grad.dtype))
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Take the step, then let the objective adapt."""
+        super().optimizer_step(*args, **kwargs)
+        self._stepped = True
+        self.adapt()
+
+    def on_train_batch_end(self, outputs: Any, batch: CompletionBatch, batch_idx: int) -> None:
+        """Count tokens; at the end of a logging interval report what was seen in it."""
+        now = time.perf_counter()
+        self.throughput.update((batch.prompt_mask.sum() + batch.completion_mask.sum()).double(), now - self._clock)
+        self._clock = now
+        if not self._stepped:
+            return
+        self._stepped = False
+        if self.trainer.global_step % self._log_every() == 0:
+            self.log_dict(self.train_metrics.compute(), on_step=True, on_epoch=False)
+            self.log_dict({f"train/{k}": v for k, v in self.throughput.compute().items()}, on_step=True, on_epoch=False)
+            self.train_metrics.reset()
+            self.throughput.reset()
+
+    def validation_step(self, batch: CompletionBatch, batch_idx: int) -> None:
+        """Add a micro-batch to the validation metrics."""
+        self.val_metrics.update(batch, self._scores, self.loss(batch))
+
+    def on_validation_epoch_end(self) -> None:
+        """Report the validation metrics over all micro-batches and ranks."""
+        self.log_dict(self.val_metrics.compute(), on_step=False, on_epoch=True)
+        self.val_metrics.reset()
+        self._clock = time.perf_counter()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what training changes: the adapter, adaptive state and metrics, never the base."""
+        trained = self._trained_state()
+        checkpoint["state_dict"] = {
+            key: value
+            for key, value in checkpoint["state_dict"].items()
+            if not key.startswith("pair.") or key in trained
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint that does not hold the whole adapter.
+
+        Raises:
+            UserError: If tensors are missing or have another shape, with the first of them.
+        """
+        found, trained = checkpoint["state_dict"], self._trained_state()
+        own = self.state_dict(keep_vars=True)
+        wrong = sorted(key for key in trained if key not in found or found[key].shape != own[key].shape)
+        if wrong:
+            raise UserError(
+                f"the checkpoint does not fit this model: {len(wrong)} of {len(trained)} adapter tensors are missing "
+                f"or of another shape, the first is {wrong[0]}; use the model and lora settings it was made with"
+            )
+
+    def _trained_state(self) -> set[str]:
+        return set() if self.pair is None else {f"pair.{name}" for name in self.pair.trained_names()}
+
+    def _planned_steps(self) -> int:
+        """Optimizer steps of the run; trainer.estimated_stepping_batches would build and drain a loader."""
+        trainer = self.trainer
+        limits = [trainer.max_steps] if trainer.max_steps > 0 else []
+        if trainer.max_epochs is not None and trainer.max_epochs > 0:
+            batches: int = trainer.datamodule.train_batches(trainer.world_size)  # type: ignore[attr-defined]
+            limit = trainer.limit_train_batches
+            batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+            limits.append(max(1, math.ceil(batches / trainer.accumulate_grad_batches)) * trainer.max_epochs)
+        return min(limits) if limits else 1
+
+    def _shows_kl(self) -> bool:
+        """KL is for the eye: in validation, and in the optimizer steps whose metrics are written."""
+        trainer = self._trainer
+        if trainer is None or not trainer.training:
+            return True
+        return (trainer.global_step + 1) % self._log_every() == 0
+
+    def _log_every(self) -> int:
+        return max(1, getattr(self.trainer, "log_every_n_steps", 1))
+
+    def _check_start(self, scores: Scores) -> None:
+        assert scores.reference_token_logps is not None
+        gap = (scores.token_logps - scores.reference_token_logps).detach().abs().max()
+        if gap > 0:
+            raise UserError(
+                f"before the first step policy and reference differ by {gap.item():.3g} nats on a token, where they "
+                f"must agree exactly: the reference of {self.pair_settings.model} is not the model training starts from"
+            )

@@ -1,0 +1,244 @@
+"""PolicyReferencePair: a LoRA policy and its frozen reference on one base, one call to score a batch with both."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lit_align.batch import CompletionBatch, Perturbed, Sampling, Scores
+from lit_align.errors import UserError
+from lit_align.layout import Rows, attention_mask, separate_rows, to_columns, tree_rows
+from lit_align.logprobs import token_scores
+from lit_align.models import PairSettings, head_of, load_base, shares_prompts
+
+log = logging.getLogger(__name__)
+
+POLICY = "default"
+REFERENCE = "reference"
+GENERATION_ROWS = 64
+
+
+class PolicyReferencePair(nn.Module):
+    """The policy π_θ (base and LoRA adapter) and the reference π_ref (the same base without it).
+
+    If ``settings.lora.adapter`` names a saved adapter, the policy starts there and the reference is a frozen copy.
+
+    Args:
+        settings: Model, precision and adapter.
+        device: Where the base lives; quantized weights are made there.
+
+    Raises:
+        UserError: If model or adapter cannot be used, with the reason.
+    """
+
+    def __init__(self, settings: PairSettings, device: torch.device | str = "cpu") -> None:
+        super().__init__()
+        self.settings = settings
+        self.policy = _adapted(load_base(settings, torch.device(device)), settings)
+        head_of(self.base, settings.temperature)  # refuses a head the scorer cannot keep frozen
+        self.trees = shares_prompts(self.base.config)
+        if settings.gradient_checkpointing:
+            self.base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            self.policy.train()  # transformers checkpoints in train mode only; every dropout is 0
+
+    @property
+    def base(self) -> Any:
+        """The causal language model under the adapter."""
+        return self.policy.get_base_model()
+
+    def score(
+        self,
+        batch: CompletionBatch,
+        *,
+        reference: bool = True,
+        epsilon: float | None = None,
+        kl: bool = False,
+        entropy: bool = False,
+    ) -> Scores:
+        """Log-probs of every completion token under both models, in one pass over each.
+
+        Args:
+            batch: B prompts with K completions each.
+            reference: Whether to run the reference.
+            epsilon: Perturbation ε >= 0 of ε-DPO's two mixtures; None leaves them out.
+            kl: Whether to compute the full-vocabulary token KL(π_θ ‖ π_ref).
+            entropy: Whether to compute the policy's token entropy.
+
+        Returns:
+            The scores. Gradient flows from ``token_logps``, ``token_kl`` and ``entropy`` to the adapter.
+        """
+        rows = (tree_rows if self.trees else separate_rows)(batch)
+        inputs = self._inputs(rows)
+        reference_hidden = None
+        if reference:
+            with torch.no_grad(), self.as_reference():
+                reference_hidden = self._hidden(inputs, rows.predictor)
+        found = token_scores(
+            self._hidden(inputs, rows.predictor),
+            batch.completion_ids[batch.completion_mask],
+            head_of(self.base, self.settings.temperature),
+            reference_hidden=reference_hidden,
+            epsilon=epsilon if reference else None,
+            kl=kl and reference,
+            entropy=entropy,
+        )
+        columns = [None if values is None else to_columns(values, batch) for values in found]
+        logps, reference_logps, outward, inward, token_kl, token_entropy = columns
+        assert logps is not None
+        perturbed = None if outward is None or inward is None else Perturbed(outward, inward)
+        return Scores(logps, reference_logps, perturbed, token_kl, token_entropy, batch.lengths)
+
+    @torch.no_grad()
+    def generate(
+        self, prompts: CompletionBatch, completions: int, sampling: Sampling, *, reference: bool = False
+    ) -> CompletionBatch:
+        """Draw completions of each prompt.
+
+        Args:
+            prompts: A batch whose prompts are continued; its own completions are ignored.
+            completions: How many completions of each prompt, >= 1.
+            sampling: Length, temperature, truncation and seed of the draw.
+            reference: Draw from the reference instead of the policy.
+
+        Returns:
+            The same prompts with K = ``completions`` columns of sampled ids, end of sequence included where it came
+            within the budget; no reward.
+        """
+        trained = self.policy.training
+        self.policy.eval()  # gradient checkpointing would turn the cache off
+        drawn: list[Tensor] = []
+        size = max(1, GENERATION_ROWS // completions)
+        device = prompts.prompt_ids.device
+        cuda = [device] if device.type == "cuda" else []
+        with torch.random.fork_rng(devices=cuda), self.as_reference(reference):
+            torch.manual_seed(sampling.seed)
+            for ids, mask in zip(prompts.prompt_ids.split(size), prompts.prompt_mask.split(size), strict=True):
+                drawn.append(self._draw(ids, mask, completions, sampling))
+        self.policy.train(trained)
+        length = max(part.shape[1] for part in drawn)
+        padded = [nn.functional.pad(part, (0, length - part.shape[1]), value=-1) for part in drawn]
+        ids = torch.cat(padded).view(len(prompts.prompt_ids), completions, length)
+        return prompts._replace(
+            completion_ids=ids.clamp(min=0),
+            completion_mask=ids >= 0,
+            reward=None,
+            present=torch.ones(ids.shape[:2], dtype=torch.bool, device=ids.device),
+        )
+
+    @contextmanager
+    def as_reference(self, enabled: bool = True) -> Iterator[None]:
+        """Within this context the adapted model is the reference. Take no backward pass through it."""
+        if not enabled:
+            yield
+        elif self.settings.lora.adapter is None:
+            with self.policy.disable_adapter():
+                yield
+        else:
+            self.policy.set_adapter(REFERENCE, inference_mode=True)
+            try:
+                yield
+            finally:
+                self.policy.set_adapter(POLICY)
+
+    def trained_names(self) -> list[str]:
+        """Names of the trained parameters in this module's state, the policy's adapter."""
+        return [name for name, parameter in self.named_parameters() if parameter.requires_grad]
+
+    def save_adapter(self, directory: str | Path) -> None:
+        """Write the policy's adapter in peft's own format (safetensors) for ``PeftModel.from_pretrained``."""
+        self.policy.save_pretrained(str(directory), selected_adapters=[POLICY], safe_serialization=True)
+
+    def _inputs(self, rows: Rows) -> dict[str, Any]:
+        if not self.trees:
+            return {"input_ids": rows.input_ids, "attention_mask": rows.group.ge(0).long()}
+        config = self.base.config
+        window = getattr(config, "sliding_window", None)
+        kinds = set(getattr(config, "layer_types", None) or ())
+        mask: Any
+        if kinds:
+            mask = {"full_attention": self._mask(rows, None)}
+            if "sliding_attention" in kinds:
+                mask["sliding_attention"] = self._mask(rows, window)
+        else:
+            mask = self._mask(rows, window)
+        return {"input_ids": rows.input_ids, "attention_mask": mask, "position_ids": rows.position_ids}
+
+    def _mask(self, rows: Rows, window: int | None) -> Tensor:
+        allowed = attention_mask(rows, window)
+        if self.base.config._attn_implementation != "eager":
+            return allowed
+        dtype = self.base.dtype
+        return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(
+            ~allowed, torch.finfo(dtype).min
+        )
+
+    def _hidden(self, inputs: dict[str, Any], predictor: Tensor) -> Tensor:
+        """Last hidden states at the positions that predict completion tokens, (T, H)."""
+        output = self.base.base_model(**inputs, use_cache=False)
+        return output.last_hidden_state.flatten(0, 1)[predictor]
+
+    def _draw(self, ids: Tensor, mask: Tensor, completions: int, sampling: Sampling) -> Tensor:
+        """Sampled ids of each prompt's completions, -1 after the end of sequence, (B · completions, L)."""
+        from transformers import GenerationConfig
+
+        # Left padding: every prompt ends where its completion begins.
+        order = mask.int().argsort(dim=1, stable=True)
+        eos = self.base.generation_config.eos_token_id
+        ends = torch.tensor([eos] if isinstance(eos, int) else eos or [], device=ids.device)
+        output = self.policy.generate(
+            input_ids=ids.gather(1, order),
+            attention_mask=mask.gather(1, order).long(),
+            generation_config=GenerationConfig(
+                do_sample=True,
+                num_return_sequences=completions,
+                max_new_tokens=sampling.max_new_tokens,
+                temperature=sampling.temperature or self.settings.temperature,
+                top_k=sampling.top_k,
+                top_p=sampling.top_p,
+                eos_token_id=eos,
+                pad_token_id=0 if not len(ends) else int(ends[0]),
+            ),
+        )
+        new = output[:, ids.shape[1] :]
+        ended = torch.isin(new, ends).long()
+        return new.masked_fill((ended.cumsum(-1) - ended) > 0, -1)
+
+
+def _adapted(base: Any, settings: PairSettings) -> Any:
+    """The base with its trained adapter, and a frozen copy of it where one is given to start from."""
+    from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+
+    lora = settings.lora
+    if lora.adapter is None:
+        config = LoraConfig(
+            task_type=TaskType.CAUSAL_LM, r=lora.r, lora_alpha=lora.alpha, target_modules=lora.target_modules
+        )
+        try:
+            return get_peft_model(base, config)
+        except ValueError as error:
+            linear = sorted({name.rsplit(".", 1)[-1] for name, m in base.named_modules() if isinstance(m, nn.Linear)})
+            raise UserError(
+                f"model.pair.lora.target_modules={lora.target_modules!r} matches no layer of {settings.model}; "
+                f"its linear layers are {', '.join(linear)}, and all-linear takes every one but the head"
+            ) from error
+    folder = Path(lora.adapter)
+    if folder.is_dir() and not (folder / "adapter_model.safetensors").is_file():
+        raise UserError(
+            f"model.pair.lora.adapter={lora.adapter}: the folder holds no adapter_model.safetensors "
+            "(pickled adapters are refused: save it again with safe_serialization=True)"
+        )
+    try:
+        model = PeftModel.from_pretrained(base, lora.adapter, adapter_name=POLICY, is_trainable=True)
+        model.load_adapter(lora.adapter, adapter_name=REFERENCE, is_trainable=False)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"model.pair.lora.adapter={lora.adapter} is no adapter for {settings.model}: {error}"
+        ) from error
+    model.set_adapter(POLICY)
+    return model
