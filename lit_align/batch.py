@@ -51,11 +51,11 @@ class CompletionBatch(NamedTuple):
 
     def to(self, device: torch.device | str) -> CompletionBatch:
         """The same batch on another device."""
-        return self._make(None if field is None else field.to(device) for field in self)
+        return CompletionBatch._make(None if field is None else field.to(device) for field in self)
 
     def rows(self, index: Tensor | slice) -> CompletionBatch:
         """The groups at some places of the batch, (B',)."""
-        return self._make(None if field is None else field[index] for field in self)
+        return CompletionBatch._make(None if field is None else field[index] for field in self)
 
 
 class Perturbed(NamedTuple):

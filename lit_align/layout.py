@@ -1,8 +1,8 @@
 """Where the tokens of a CompletionBatch stand in a forward pass, and who may attend to whom.
 
 A tree row holds ``[prompt | completion 1 | ... | completion K]`` of one group, and of further groups while they fit.
-Each completion attends to its prompt and to itself, with positions that restart after the prompt, so a prompt goes through
-the network once instead of K times. Models for which that is not exact get one row per completion.
+Each completion attends to its prompt and to itself, with positions that restart after the prompt, so a prompt goes
+through the network once instead of K times. Models for which that is not exact get one row per completion.
 """
 
 from __future__ import annotations

@@ -17,6 +17,28 @@ from torchmetrics import Metric, MetricCollection
 from lit_align.batch import CompletionBatch, Loss, Scores
 
 
+class Total(Metric):
+    """Sum and number of values over micro-batches and ranks, in float64: what adaptive state is computed from."""
+
+    full_state_update = False
+    sum: Tensor
+    count: Tensor
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.add_state("sum", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum", persistent=True)
+        self.add_state("count", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum", persistent=True)
+
+    def update(self, values: Tensor) -> None:
+        """Add values of any shape; no gradient is kept."""
+        self.sum = self.sum + values.detach().double().sum()
+        self.count = self.count + values.numel()
+
+    def compute(self) -> tuple[Tensor, Tensor]:
+        """Sum and number, () each, over all ranks."""
+        return self.sum, self.count
+
+
 class SumMetric(Metric, ABC):
     """Sums of named quantities, each with its own count; a subclass says what one micro-batch adds.
 
@@ -46,9 +68,11 @@ class SumMetric(Metric, ABC):
     def _add(self, name: str, values: Tensor, weight: Tensor | None = None) -> None:
         values = values.detach().to(self.total.dtype)
         weight = torch.ones_like(values) if weight is None else weight.to(values)
-        index = self.names.index(name)
-        self.total[index] += (values * weight).sum()
-        self.count[index] += weight.sum()
+        # Never in place: processes started with a copy of the module may share these tensors' memory.
+        at = torch.zeros_like(self.total)
+        at[self.names.index(name)] = 1
+        self.total = self.total + at * (values * weight).sum()
+        self.count = self.count + at * weight.sum()
 
 
 class MeanLoss(SumMetric):
@@ -153,8 +177,8 @@ class Throughput(Metric):
 
     def update(self, tokens: Tensor | int, seconds: float) -> None:
         """Add the tokens of a stretch of training and how long it took."""
-        self.tokens += tokens
-        self.seconds += seconds
+        self.tokens = self.tokens + tokens
+        self.seconds = self.seconds + seconds
 
     def compute(self) -> dict[str, Tensor]:
         """Tokens of all ranks over the seconds of the slowest."""

@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
-from torchmetrics import SumMetric
 
 from lit_align.batch import CompletionBatch, Loss, Rollout, Scores
 from lit_align.errors import UserError
-from lit_align.metrics import Throughput, standard_metrics
+from lit_align.metrics import Throughput, Total, standard_metrics
 from lit_align.models import PairSettings, load_tokenizer
 
 if TYPE_CHECKING:
@@ -90,7 +89,7 @@ class AlignModule(LightningModule, ABC):
         self.val_metrics = standard_metrics(self.stats).clone(prefix="val/")
         self.throughput = Throughput()
         # A metric, not a buffer: data parallelism would overwrite every rank's buffers with those of rank 0.
-        self.step_weight = SumMetric(nan_strategy="disable").set_dtype(torch.float64)
+        self.step_weight = Total()
         self.strict_loading = False
         self._scores: Scores | None = None
         self._tokenizer: PreTrainedTokenizerBase | None = None
@@ -163,13 +162,13 @@ class AlignModule(LightningModule, ABC):
     def training_step(self, batch: CompletionBatch, batch_idx: int) -> Tensor:
         """The summed loss of a micro-batch; ``on_before_optimizer_step`` divides by the weight of the whole step."""
         loss = self.loss(batch)
-        self.step_weight.update(loss.weight.detach().sum())
+        self.step_weight.update(loss.weight)
         self.train_metrics.update(batch, self._scores, loss)
         return (loss.value * loss.weight).sum()
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Turn the summed gradient into the mean over the weight of all micro-batches and ranks of this step."""
-        weight = self.step_weight.compute()
+        weight, _ = self.step_weight.compute()
         self.step_weight.reset()
         # Lightning has divided by the micro-batches of a full step, and data parallelism by the ranks.
         factor = self.trainer.accumulate_grad_batches * self.trainer.world_size / weight.clamp(min=1e-12)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torchmetrics import MeanMetric
 
 from lit_align.batch import CompletionBatch, Loss, Scores
+from lit_align.metrics import Total
 from lit_align.models import PairSettings
 from lit_align.module import AlignModule, OptimSettings, check
 from lit_align.objectives.dpo import dpo_loss
@@ -85,7 +85,7 @@ class EpsilonDPO(AlignModule):
         check("model.epsilon", epsilon, 0 <= epsilon < 1, "in [0, 1)", "0.01")
         self.epsilon = epsilon
         self.register_buffer("beta", torch.tensor(beta, dtype=torch.float64))
-        self.step_beta = MeanMetric(nan_strategy="disable").set_dtype(torch.float64)
+        self.step_beta = Total()
 
     def loss(self, batch: CompletionBatch) -> Loss:
         """DPO's loss of each pair at its own β̃."""
@@ -102,5 +102,6 @@ class EpsilonDPO(AlignModule):
 
     def adapt(self) -> None:
         """β ← mean of β̃ over the optimizer step."""
-        self.beta.copy_(self.step_beta.compute())
+        total, count = self.step_beta.compute()
+        self.beta.copy_(total / count)
         self.step_beta.reset()

@@ -1,0 +1,29 @@
+# Two commands on a fresh machine: `make demo` aligns the small model that comes along, `make test` runs the tests.
+# Both make a virtual environment in .venv first; PYTHON and TORCH may be set, as in `make demo PYTHON=python3.12`.
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+BIN := .venv/bin
+
+.PHONY: demo test check clean
+
+demo: .venv/ready
+	$(BIN)/python -m lit_align fit --config configs/eps_dpo.yaml
+
+test: check
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+check: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+.venv/ready: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet "$(TORCH)"
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	touch $@
+
+clean:
+	rm -rf .venv

@@ -1,0 +1,79 @@
+"""Imports point one way, and heavy libraries wait until they are needed."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "lit_align"
+FOUNDATION = {"batch", "errors", "assets"}
+ALLOWED = {
+    "batch": set(),
+    "errors": set(),
+    "assets": set(),
+    "rewards": FOUNDATION | {"pair"},
+    "logprobs": FOUNDATION,
+    "layout": FOUNDATION,
+    "metrics": FOUNDATION,
+    "models": FOUNDATION | {"logprobs"},
+    "pair": FOUNDATION | {"logprobs", "layout", "models"},
+    "module": FOUNDATION | {"metrics", "models", "pair"},
+    "objectives": FOUNDATION | {"metrics", "models", "pair", "module", "objectives"},
+    "data": FOUNDATION | {"data"},
+}
+"""What each part may import from the package; a part that is not named, such as the command line, may import all."""
+
+LAZY = ("transformers", "peft", "bitsandbytes", "datasets", "matplotlib", "vaderSentiment")
+
+
+def imported(path: Path, *, everywhere: bool) -> set[str]:
+    """Dotted names a file imports; only those outside functions and TYPE_CHECKING unless ``everywhere``."""
+    found: set[str] = set()
+    waiting: list[ast.AST] = [ast.parse(path.read_text())]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+        typing_only = isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
+        lazy = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) or typing_only
+        if everywhere or not lazy:
+            waiting.extend(ast.iter_child_nodes(node))
+    return found
+
+
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_one_way(path: Path) -> None:
+    part = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    if part not in ALLOWED:
+        return
+    names = {name.split(".")[1] for name in imported(path, everywhere=True) if name.startswith("lit_align.")}
+    assert names <= ALLOWED[part], f"{part} may not import {sorted(names - ALLOWED[part])}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_heavy_libraries_are_imported_inside_functions(path: Path) -> None:
+    names = {name.split(".")[0] for name in imported(path, everywhere=False)}
+    assert not names & set(LAZY)
+
+
+def test_defining_a_module_and_its_settings_loads_no_heavy_library_beyond_what_lightning_does() -> None:
+    code = f"""
+import sys
+import lightning.pytorch, torchmetrics  # torchmetrics imports some of them itself
+before = set(sys.modules)
+import lit_align.objectives, lit_align.data
+print(sorted({{name.split(".")[0] for name in set(sys.modules) - before}} & set({LAZY!r})))
+print([name for name in ("peft", "bitsandbytes", "transformers.modeling_utils") if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split("\n")[:2] == ["[]", "[]"]

@@ -1,0 +1,159 @@
+"""What AlignModule promises: exact reduction over ranks, an adapter-only checkpoint, a checked start."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from lit_align.batch import CompletionBatch, Loss
+from lit_align.errors import UserError
+from lit_align.models import LoraSettings, PairSettings
+from lit_align.module import AlignModule, OptimSettings
+from lit_align.objectives.dpo import DPO
+from lit_align.objectives.eps_dpo import EpsilonDPO
+from tests.families import save_tiny
+from tests.objectives.contract import Groups, random_groups, same_start, train
+
+
+def build(tmp_path: Path, kind: type[AlignModule] = EpsilonDPO, **options: object) -> AlignModule:
+    if not (tmp_path / "config.json").exists():
+        save_tiny("llama", tmp_path)
+    optim = OptimSettings(learning_rate=1e-2, warmup=0.0, schedule="constant")
+    return kind(pair=PairSettings(str(tmp_path)), optim=optim, **options)
+
+
+class KeepState(Callback):
+    """Writes the trained state of rank 0 to a file, so that another process can read it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero:
+            torch.save({k: v for k, v in pl_module.state_dict().items() if "lora" in k or k == "beta"}, self.path)
+
+
+def test_two_ranks_train_as_one_with_twice_the_accumulation(tmp_path: Path) -> None:
+    """Micro-batches of unequal size, so that averaging over ranks or micro-batches would show."""
+    groups, sizes = random_groups(22, 2), [4, 1, 2, 5, 6, 4]
+    states = []
+    for name, accumulate, options in (("one", 2, {}), ("two", 1, {"strategy": "ddp_spawn", "devices": 2})):
+        module = build(tmp_path, beta=0.2, epsilon=0.1)
+        train(module, groups, sizes, accumulate, callbacks=[KeepState(tmp_path / name)], **options)
+        states.append(torch.load(tmp_path / name))
+    one, two = states
+    assert one.keys() == two.keys()
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, atol=1e-6, rtol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+    assert one["beta"] != 0.2
+
+
+class TokenMean(AlignModule):
+    """A loss for each token, weighted by tokens: the gradient must be that of the mean over all tokens of a step."""
+
+    def loss(self, batch: CompletionBatch) -> Loss:
+        scores = self.score(batch, reference=False)
+        return Loss(-scores.token_logps, batch.completion_mask.float(), None, {})
+
+
+def test_the_gradient_of_a_step_is_that_of_the_mean_over_all_its_tokens(tmp_path: Path) -> None:
+    groups = random_groups(7, 3)
+    module = build(tmp_path, TokenMean)
+    gradients: dict[str, torch.Tensor] = {}
+
+    class Record(Callback):
+        def on_train_batch_end(self, trainer, pl_module, *args) -> None:  # type: ignore[no-untyped-def]
+            if trainer.global_step == 1:
+                gradients.update({n: p.grad.clone() for n, p in pl_module.named_parameters() if p.grad is not None})
+
+    train(module, groups, [1, 4, 2], 3, callbacks=[Record()])
+    fresh = build(tmp_path, TokenMean)
+    fresh.configure_model()
+    same_start(fresh)
+    scores = fresh.pair.score(groups, reference=False)  # type: ignore[union-attr]
+    (-scores.token_logps.sum() / groups.completion_mask.sum()).backward()
+    expected = {name: p.grad for name, p in fresh.named_parameters() if p.grad is not None}
+    assert expected.keys() == gradients.keys() != set()
+    for name, value in expected.items():
+        assert value is not None
+        torch.testing.assert_close(gradients[name], value, atol=1e-6, rtol=1e-4)
+
+
+def test_checkpoints_hold_what_is_trained_and_never_the_base(tmp_path: Path) -> None:
+    groups = random_groups(12, 2)
+    saver = ModelCheckpoint(dirpath=tmp_path / "saved", every_n_train_steps=1, save_top_k=-1, filename="{step}")
+    module = build(tmp_path, beta=0.2, epsilon=0.1)
+    train(module, groups, [4, 4, 4], 1, callbacks=[saver], enable_checkpointing=True)
+    saved = torch.load(tmp_path / "saved" / "step=2.ckpt", weights_only=True)
+    pair = {name for name in saved["state_dict"] if name.startswith("pair.")}
+    assert pair == {f"pair.{name}" for name in module.pair.trained_names()}  # type: ignore[union-attr]
+    assert "beta" in saved["state_dict"]
+
+    resumed = build(tmp_path, beta=0.2, epsilon=0.1)
+    seen: list[tuple[int, float]] = []
+
+    class Watch(Callback):
+        def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            seen.append((trainer.global_step, pl_module.beta.item()))  # type: ignore[operator, union-attr]
+
+    trainer = Trainer(
+        accelerator="cpu", max_epochs=2, logger=False, enable_progress_bar=False, callbacks=[Watch()],
+        enable_model_summary=False, enable_checkpointing=False, log_every_n_steps=1,
+    )  # fmt: skip
+    trainer.fit(resumed, datamodule=Groups(groups, [4, 4, 4]), ckpt_path=tmp_path / "saved" / "step=2.ckpt")
+    assert seen == [(2, saved["state_dict"]["beta"].item())]
+    assert seen[0][1] != 0.2
+
+
+def test_a_checkpoint_of_another_adapter_is_refused(tmp_path: Path) -> None:
+    saver = ModelCheckpoint(dirpath=tmp_path / "saved", every_n_train_steps=1)
+    train(build(tmp_path, DPO), random_groups(4, 2), [4], 1, callbacks=[saver], enable_checkpointing=True)
+    other = DPO(pair=PairSettings(str(tmp_path), lora=LoraSettings(r=4)))
+    trainer = Trainer(accelerator="cpu", max_epochs=2, logger=False, enable_progress_bar=False)
+    with pytest.raises(UserError, match=r"the checkpoint does not fit this model: \d+ of \d+ adapter tensors"):
+        trainer.fit(other, datamodule=Groups(random_groups(4, 2), [4]), ckpt_path=saver.best_model_path)
+
+
+def test_a_reference_that_is_not_the_start_stops_the_run(tmp_path: Path) -> None:
+    module = build(tmp_path, DPO)
+    module.configure_model()
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            if "lora_B" in name:
+                parameter.fill_(0.01)
+    with pytest.raises(UserError, match="before the first step policy and reference differ"):
+        train(module, random_groups(4, 2), [4], 1)
+
+
+def test_the_first_logged_loss_is_ln_2(tmp_path: Path) -> None:
+    logged: dict[str, float] = {}
+
+    class Late(Callback):
+        def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            logged.update({k: float(v) for k, v in trainer.callback_metrics.items()})
+
+    train(build(tmp_path, DPO), random_groups(4, 2), [4], 1, callbacks=[Late()])
+    assert logged["train/loss"] == pytest.approx(math.log(2))
+    assert logged["train/rewards/margins"] == 0
+    assert logged["train/rewards/accuracies"] == 0.5
+    assert logged["train/kl"] == 0
+    assert logged["train/tokens_per_second"] > 0
+
+
+def test_the_schedule_rises_and_falls_as_named() -> None:
+    linear = OptimSettings(warmup=0.2, schedule="linear")
+    assert [linear.factor(step, 10) for step in (0, 1, 2, 6, 10)] == pytest.approx([1 / 3, 2 / 3, 1.0, 0.5, 0.0])
+    cosine = OptimSettings(warmup=0.0, schedule="cosine")
+    assert [cosine.factor(step, 8) for step in (0, 2, 4, 8)] == pytest.approx([1, (1 + math.sqrt(0.5)) / 2, 0.5, 0])
+    assert OptimSettings(warmup=0.0, schedule="constant").factor(99, 100) == 1
+
+
+@pytest.mark.parametrize(("name", "value"), [("learning_rate", 0.0), ("weight_decay", -1.0), ("warmup", 1.0)])
+def test_optimizer_settings_out_of_range_are_refused(name: str, value: float) -> None:
+    with pytest.raises(UserError, match=rf"model.optim.{name} is {value}"):
+        OptimSettings(**{name: value})
