@@ -149,8 +149,8 @@ def load_base(settings: PairSettings, device: torch.device) -> PreTrainedModel:
         )
     except (OSError, ValueError, KeyError) as error:
         raise _unloadable(settings, "model", error) from error
-    eos = model.generation_config.eos_token_id if model.generation_config else None
-    model.generation_config = GenerationConfig(eos_token_id=eos)  # a model's own sampling habits must not leak in
+    # Of a model's own sampling habits only its end of sequence stays.
+    model.generation_config = GenerationConfig(eos_token_id=getattr(model.generation_config, "eos_token_id", None))
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             # A pass without gradient would repack the 4-bit weights for a CPU kernel that has no backward.
@@ -180,6 +180,13 @@ def head_of(model: PreTrainedModel, temperature: float) -> Head:
         softcap=getattr(config, "final_logit_softcapping", None),
         temperature=temperature,
     )
+
+
+def stop_ids(model: PreTrainedModel, eos_token_id: int | None) -> list[int]:
+    """The ids that end a completion: the tokenizer's end of sequence and those of the model's generation config."""
+    own = model.generation_config.eos_token_id
+    found = [] if own is None else [own] if isinstance(own, int) else list(own)
+    return sorted({*found, *([] if eos_token_id is None else [eos_token_id])})
 
 
 def shares_prompts(config: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from abc import ABC, abstractmethod
@@ -23,25 +24,28 @@ if TYPE_CHECKING:
 
     from lit_align.pair import PolicyReferencePair
 
+log = logging.getLogger(__name__)
+
 
 @dataclass
 class OptimSettings:
     """AdamW on the adapter.
 
     Attributes:
-        learning_rate: Peak step size, > 0.
+        learning_rate: Peak step size, > 0; None follows the model's size, see ``usual_learning_rate``.
         weight_decay: Decoupled weight decay, >= 0.
         warmup: Share of the run over which the step size rises from 0, in [0, 1).
         schedule: How it falls after that: "constant", "linear" or "cosine", the last two to 0.
     """
 
-    learning_rate: float = 1e-4
+    learning_rate: float | None = None
     weight_decay: float = 0.0
     warmup: float = 0.1
     schedule: Literal["constant", "linear", "cosine"] = "cosine"
 
     def __post_init__(self) -> None:
-        check("model.optim.learning_rate", self.learning_rate, self.learning_rate > 0, "greater than 0", "1e-4")
+        rate = 1.0 if self.learning_rate is None else self.learning_rate
+        check("model.optim.learning_rate", rate, rate > 0, "greater than 0, or left out", "1e-4")
         check("model.optim.weight_decay", self.weight_decay, self.weight_decay >= 0, "0 or more", "0")
         check("model.optim.warmup", self.warmup, 0 <= self.warmup < 1, "in [0, 1), a share of the run", "0.1")
 
@@ -54,6 +58,21 @@ class OptimSettings:
             return 1.0
         done = min(1.0, (step - warm) / max(1, total - warm))
         return 1.0 - done if self.schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * done))
+
+
+def usual_learning_rate(parameters: int) -> float:
+    """A peak step size for LoRA that suits small models and large ones, the same for every objective.
+
+        1e-4 · sqrt(1e9 / parameters), kept between 1e-4 and 2e-3
+
+    Args:
+        parameters: Parameters of the base model, > 0.
+
+    Returns:
+        2e-3 for 2.5 million parameters, 1.4e-4 for 0.5 billion, 1e-4 from one billion. A rule of thumb of this
+        project, not of any paper.
+    """
+    return min(2e-3, max(1e-4, 1e-4 * math.sqrt(1e9 / parameters)))
 
 
 def check(name: str, value: float, holds: bool, accepted: str, usual: str) -> None:
@@ -144,13 +163,19 @@ class AlignModule(LightningModule, ABC):
             from lit_align.pair import PolicyReferencePair
 
             device = self.trainer.strategy.root_device if self._trainer is not None else torch.device("cpu")
-            self.pair = PolicyReferencePair(self.pair_settings, device)
+            eos = None if self._tokenizer is None else self._tokenizer.eos_token_id  # the data has loaded it
+            self.pair = PolicyReferencePair(self.pair_settings, device, eos)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW on what is trained, and a schedule over the planned number of optimizer steps."""
         settings = self.optim_settings
+        assert self.pair is not None
+        rate = settings.learning_rate
+        if rate is None:
+            rate = usual_learning_rate(self.pair.base.num_parameters())
+            log.info("learning rate %.2g, by the size of the model; model.optim.learning_rate sets another", rate)
         trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(trained, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+        optimizer = torch.optim.AdamW(trained, lr=rate, weight_decay=settings.weight_decay)
         total = self._planned_steps()
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: settings.factor(step, total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -15,7 +15,7 @@ from lit_align.batch import CompletionBatch, Perturbed, Sampling, Scores
 from lit_align.errors import UserError
 from lit_align.layout import Rows, attention_mask, separate_rows, to_columns, tree_rows
 from lit_align.logprobs import token_scores
-from lit_align.models import PairSettings, head_of, load_base, shares_prompts
+from lit_align.models import PairSettings, head_of, load_base, shares_prompts, stop_ids
 
 log = logging.getLogger(__name__)
 
@@ -32,16 +32,20 @@ class PolicyReferencePair(nn.Module):
     Args:
         settings: Model, precision and adapter.
         device: Where the base lives; quantized weights are made there.
+        eos_token_id: The tokenizer's end of sequence; generation stops there and where the model's own config says.
 
     Raises:
         UserError: If model or adapter cannot be used, with the reason.
     """
 
-    def __init__(self, settings: PairSettings, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, settings: PairSettings, device: torch.device | str = "cpu", eos_token_id: int | None = None
+    ) -> None:
         super().__init__()
         self.settings = settings
         self.policy = _adapted(load_base(settings, torch.device(device)), settings)
         head_of(self.base, settings.temperature)  # refuses a head the scorer cannot keep frozen
+        self.stop_ids = stop_ids(self.base, eos_token_id)
         self.trees = shares_prompts(self.base.config)
         if settings.gradient_checkpointing:
             self.base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -189,8 +193,6 @@ class PolicyReferencePair(nn.Module):
 
         # Left padding: every prompt ends where its completion begins.
         order = mask.int().argsort(dim=1, stable=True)
-        eos = self.base.generation_config.eos_token_id
-        ends = torch.tensor([eos] if isinstance(eos, int) else eos or [], device=ids.device)
         output = self.policy.generate(
             input_ids=ids.gather(1, order),
             attention_mask=mask.gather(1, order).long(),
@@ -201,12 +203,12 @@ class PolicyReferencePair(nn.Module):
                 temperature=sampling.temperature or self.settings.temperature,
                 top_k=sampling.top_k,
                 top_p=sampling.top_p,
-                eos_token_id=eos,
-                pad_token_id=0 if not len(ends) else int(ends[0]),
+                eos_token_id=self.stop_ids or None,
+                pad_token_id=self.stop_ids[0] if self.stop_ids else 0,
             ),
         )
         new = output[:, ids.shape[1] :]
-        ended = torch.isin(new, ends).long()
+        ended = torch.isin(new, torch.tensor(self.stop_ids, device=new.device)).long()
         return new.masked_fill((ended.cumsum(-1) - ended) > 0, -1)
 
 

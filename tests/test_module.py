@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lit_align.batch import CompletionBatch, Loss
 from lit_align.errors import UserError
 from lit_align.models import LoraSettings, PairSettings
-from lit_align.module import AlignModule, OptimSettings
+from lit_align.module import AlignModule, OptimSettings, usual_learning_rate
 from lit_align.objectives.dpo import DPO
 from lit_align.objectives.eps_dpo import EpsilonDPO
 from tests.families import save_tiny
@@ -151,6 +151,11 @@ def test_the_schedule_rises_and_falls_as_named() -> None:
     cosine = OptimSettings(warmup=0.0, schedule="cosine")
     assert [cosine.factor(step, 8) for step in (0, 2, 4, 8)] == pytest.approx([1, (1 + math.sqrt(0.5)) / 2, 0.5, 0])
     assert OptimSettings(warmup=0.0, schedule="constant").factor(99, 100) == 1
+
+
+def test_the_learning_rate_follows_the_size_of_the_model() -> None:
+    found = [usual_learning_rate(size) for size in (10**6, 4 * 10**6, 10**8, 10**9, 7 * 10**10)]
+    assert found == pytest.approx([2e-3, 1e-4 * math.sqrt(250), 1e-4 * math.sqrt(10), 1e-4, 1e-4])
 
 
 @pytest.mark.parametrize(("name", "value"), [("learning_rate", 0.0), ("weight_decay", -1.0), ("warmup", 1.0)])

@@ -1,0 +1,235 @@
+"""Errors in the user's words: what a failed parse or a refused value means, where it is, what was meant."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib
+import inspect
+import itertools
+import re
+import traceback
+import types
+import typing
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lit_align.errors import UserError
+
+PACKAGE = Path(__file__).parent
+BASES = {"model": "lit_align.module.AlignModule", "data": "lightning.pytorch.LightningDataModule"}
+"""The class that ``model`` and ``data`` accept."""
+KINDS = BASES | {
+    "trainer.callbacks": "lightning.pytorch.Callback",
+    "trainer.logger": "lightning.pytorch.loggers.logger.Logger",
+}
+"""The class that each key accepts."""
+
+
+def for_the_user(error: BaseException) -> str | None:
+    """The message of an error that the user can put right, or None for a defect that needs its traceback.
+
+    Besides ``UserError`` these are refusals by Lightning (its own misconfiguration exception), a full GPU, and value
+    and file errors raised by this package itself, not by a library it calls.
+    """
+    import torch
+    from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+    if (own := user_error_in(error)) is not None:
+        return str(own)
+    if isinstance(error, MisconfigurationException):
+        return str(error)
+    if isinstance(error, torch.OutOfMemoryError):
+        return (
+            "the GPU is out of memory. Lower --data.batch_size (and raise --trainer.accumulate_grad_batches as much) "
+            "or --data.max_length, set --model.pair.gradient_checkpointing true or --model.pair.quantization nf4, or "
+            f"start from --config configs/hardware/gpu_24gb.yaml\n({str(error).splitlines()[0]})"
+        )
+    if isinstance(error, ValueError | FileNotFoundError | NotADirectoryError | PermissionError):
+        frames = traceback.extract_tb(error.__traceback__)
+        if frames and PACKAGE in Path(frames[-1].filename).parents:
+            return str(error)
+    return None
+
+
+def user_error_in(error: BaseException | None) -> UserError | None:
+    """The ``UserError`` that an error is or was raised from; jsonargparse wraps what a constructor raises."""
+    while error is not None and not isinstance(error, UserError):
+        error = error.__cause__
+    return error
+
+
+def explain(message: str, args: Sequence[str], parser_keys: Iterable[str]) -> str:
+    """Put a message of jsonargparse into one or two lines.
+
+    Args:
+        message: What jsonargparse says.
+        args: The command line, to find where the key was given.
+        parser_keys: The keys the parser knows, dotted, those below ``model`` and ``data`` aside.
+    """
+    if "Problems parsing config" in message or 'Parser key "config"' in message:
+        return _unreadable(args) or _shortened(message)
+    place = [key for key in re.findall(r'Parser key "([\w.]+)"', message) if key != "config"]
+    chosen = re.search(r"given class_path '([\w.]+)'", message)
+    root = place[0] if place else ""
+    if option := _unknown_key(message):
+        key = ".".join([*place, option]) if root in BASES else option
+        return _unknown_option(key, chosen[1] if chosen else "", args, parser_keys)
+    if "the following arguments are required" in message:
+        return _missing(message)
+    if root in KINDS and (named := _class_name(message)):
+        return f"{_where(root, args)}: {named!r} is no class for it; {_nearest(named, class_names(root), 'known are ')}"
+    if "class, but" in message and "is abstract" in message:
+        return f"--{root} is missing: name a class first, such as --{root} {class_names(root)[0]}"
+    if value := re.search(r"Expected an? (.+?)\.? Got value: (.*)", message):
+        kind = re.sub(r"<class '([\w.]+)'>", r"of type \1", value[1])
+        kind = re.sub(r"typing\.Literal\[(.*)\]", r"one of \1", kind)
+        return f"{_where('.'.join(place), args)} is {value[2].strip()!r}; it must be {kind}"
+    return _shortened(message)
+
+
+def _unknown_key(message: str) -> str | None:
+    """The key that a message refuses, or None if it is about something else."""
+    patterns = [
+        r"Group '([\w.]+)' does not accept option '([\w.]+)'",
+        r"Subcommand '\w+' does not accept option '([\w.]+)'",
+        r"Option '([\w.]+)' is not accepted",
+        r"unrecognized arguments: (?:--)?([^\s=]+)",
+        r"unexpected keyword argument '(\w+)'",
+    ]
+    for pattern in patterns:
+        if found := re.search(pattern, message):
+            return ".".join(found.groups())
+    return None
+
+
+def _unknown_option(key: str, class_path: str, args: Sequence[str], parser_keys: Iterable[str]) -> str:
+    known = [name for name in parser_keys if name.split(".")[0] not in BASES] + list(BASES)
+    root = key.split(".")[0]
+    if root in BASES and class_path:
+        known = [f"{root}.{name}" for name in ("class_path", "init_args", *argument_names(_import(class_path)))]
+    owner = f" of {class_path.rsplit('.', 1)[-1]}" if class_path else ""
+    branches = {name.rsplit(".", i)[0] for name in known for i in range(1, name.count(".") + 1)}
+    hint = _nearest(key, [*known, *branches], "see --help, or the options of a class by --model.help NAME" + "|")
+    return f"{_where(key, args)} is no option{owner}; {hint}"
+
+
+def _nearest(word: str, known: Sequence[str], otherwise: str) -> str:
+    """Name the likeliest of the known words; if none is near, all of them, or what comes before a bar."""
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    near = near or [name for name in known if name.lower() == word.lower()][:1]
+    if near:
+        return f"did you mean {near[0]}?"
+    return otherwise[:-1] if otherwise.endswith("|") else otherwise + ", ".join(known)
+
+
+def _class_name(message: str) -> str | None:
+    found = re.search(r"Expected a dot import path string: (\S+)", message)
+    found = found or re.search(r"given class_path '([\w.]+)':\s+(?:module|No module|Import|Unexpected import)", message)
+    found = found or re.search(r"Import path '?([\w.]+)'? (?:does not|is not)", message)
+    return found[1] if found else None
+
+
+def _missing(message: str) -> str:
+    names = [key.split(".")[-1] for key in message.split(":", 1)[1].replace(",", " ").split()]
+    parts = [f"--{name} (such as --{name} {class_names(name)[0]})" if name in BASES else f"--{name}" for name in names]
+    return f"missing: {', '.join(parts)}. A config file sets both model and data: --config configs/OBJECTIVE.yaml"
+
+
+def _unreadable(args: Sequence[str]) -> str | None:
+    """Which config file cannot be read, and where."""
+    for path in config_files(args):
+        try:
+            yaml.compose(Path(path).read_text(encoding="utf-8"))
+        except UnicodeDecodeError as error:
+            return f"{path}: byte {error.start} is not UTF-8"
+        except OSError as error:
+            return f"--config {path}: {error.strerror}; {_similar_files(path)}"
+        except yaml.MarkedYAMLError as error:
+            line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
+            return f"{path}{line}: not YAML: {error.problem}"
+    return None
+
+
+def _similar_files(path: str) -> str:
+    found = [str(file) for file in sorted([*Path("configs").rglob("*.yaml"), *Path(path).parent.glob("*.yaml")])]
+    return _nearest(path, list(dict.fromkeys(found)), "YAML files here: ")
+
+
+def _shortened(message: str, lines: int = 6) -> str:
+    """A message nobody here recognizes: its lines without the boilerplate about types."""
+    dull = r"^\s*(- Expected a <class 'NoneType'>|Does not validate|Subtypes:|Errors:|Given value type:)"
+    kept = [line.strip() for line in message.splitlines() if line.strip() and not re.match(dull, line)]
+    return "\n  ".join(kept[:lines])
+
+
+def class_names(key: str) -> list[str]:
+    """Names of the classes that can be given for one of ``KINDS``."""
+    base: type = _import(KINDS[key])
+    names = {cls.__name__: cls.__module__ for cls in subclasses(base)}
+    return sorted(name for name, module in names.items() if key not in BASES or not module.startswith("lightning."))
+
+
+def subclasses(base: type) -> Iterator[type]:
+    """All concrete classes below ``base`` that have been imported."""
+    direct: list[type] = base.__subclasses__()
+    for cls in direct:
+        if not inspect.isabstract(cls):
+            yield cls
+        yield from subclasses(cls)
+
+
+def argument_names(cls: type, prefix: str = "") -> Iterator[str]:
+    """Dotted names of the arguments of a class and of the dataclasses among them, such as ``pair.lora.r``."""
+    hints = typing.get_type_hints(cls if dataclasses.is_dataclass(cls) else cls.__init__)  # type: ignore[misc]
+    for name, hint in hints.items():
+        if name == "return":
+            continue
+        yield prefix + name
+        options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+        for option in options:
+            if dataclasses.is_dataclass(option) and isinstance(option, type):
+                yield from argument_names(option, f"{prefix}{name}.")
+
+
+def _import(path: str) -> Any:
+    module, name = path.rsplit(".", 1)
+    return getattr(importlib.import_module(module), name)
+
+
+def _where(key: str, args: Sequence[str]) -> str:
+    """``file.yaml:3: key`` if a config file sets the key, ``--key`` if the command line does, else the key."""
+    if any(arg == f"--{key}" or arg.startswith((f"--{key}=", f"--{key}.")) for arg in args):
+        return f"--{key}"
+    for path in reversed(config_files(args)):
+        if line := _line_of(key, path):
+            return f"{path}:{line}: {key}"
+    return f"--{key}"
+
+
+def config_files(args: Sequence[str]) -> list[str]:
+    """The files given by ``--config`` or ``-c``, in order."""
+    files = [after for flag, after in itertools.pairwise(args) if flag in {"--config", "-c"}]
+    return files + [arg.split("=", 1)[1] for arg in args if arg.startswith("--config=")]
+
+
+def _line_of(key: str, path: str) -> int | None:
+    """Line of a dotted key in a YAML file; ``init_args`` on the way does not count."""
+    try:
+        node = yaml.compose(Path(path).read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError, UnicodeDecodeError):
+        return None
+    line = None
+    for part in key.split("."):
+        entries = {k.value: (k, v) for k, v in getattr(node, "value", []) if isinstance(node, yaml.MappingNode)}
+        if part not in entries and "init_args" in entries:
+            node = entries["init_args"][1]
+            entries = {k.value: (k, v) for k, v in node.value if isinstance(node, yaml.MappingNode)}
+        if part not in entries:
+            return None
+        name, node = entries[part]
+        line = name.start_mark.line + 1
+    return line
