@@ -59,7 +59,7 @@ class CompletionBatch(NamedTuple):
 
 
 class Perturbed(NamedTuple):
-    """Log-probs of the completion tokens under the two mixtures of ε-DPO (science: arXiv 2502.13177, Eq. 7-9).
+    """Log-probs of the completion tokens under the two mixtures of ε-DPO (arXiv 2502.13177).
 
     Attributes:
         outward: Under softmax((1 + ε) f_policy - ε f_reference), nats (B, K, L).
@@ -95,6 +95,11 @@ class Scores(NamedTuple):
     def logps(self) -> Tensor:
         """log π_θ(y|x), the sum over completion tokens, nats (B, K)."""
         return self.token_logps.sum(-1)
+
+    @property
+    def mean_logps(self) -> Tensor:
+        """log π_θ(y|x) / |y|, nats a token (B, K); 0 for an absent column."""
+        return self.logps / self.lengths.clamp(min=1)
 
     @property
     def reference_logps(self) -> Tensor | None:

@@ -18,7 +18,7 @@ def monotone_step(scores: Scores) -> Tensor:
         z(λ) = log [π_λ(y_w) / π_λ(y_l)],   π_λ = softmax(λ f_θ + (1 - λ) f_ref) token by token
         +1 if z(1 + ε) > z(1) > z(1 - ε),   -1 if z(1 + ε) < z(1) < z(1 - ε),   0 otherwise
 
-    Eq. 8 and 9 of arXiv 2502.13177. +1 asks for a smaller β.
+    arXiv 2502.13177. +1 asks for a smaller β.
 
     Args:
         scores: Scores of pairs, with the mixtures of some ε.
@@ -38,7 +38,7 @@ def monotone_step(scores: Scores) -> Tensor:
 def adapted_beta(step: Tensor, beta: Tensor, epsilon: float) -> Tensor:
     """β of each pair.
 
-        β̃ = β / (1 + ε) at step +1,   β / (1 - ε) at step -1,   β at step 0        Eq. 5 of arXiv 2502.13177
+        β̃ = β / (1 + ε) at step +1,   β / (1 - ε) at step -1,   β at step 0        arXiv 2502.13177
 
     Args:
         step: +1, 0 or -1 for each pair, (B,).

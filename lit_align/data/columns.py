@@ -1,0 +1,85 @@
+"""Match the columns of a dataset to the names used here, and say how to map those that do not match."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+from lit_align.data.rows import DataError, Row, Source
+
+FORMATS = (("prompt", "chosen", "rejected"), ("chosen", "rejected"), ("prompt", "completions", "rewards"))
+NAMES = ("prompt", "chosen", "rejected", "completions", "rewards")
+_SYNONYMS = {
+    "prompt": ("question", "instruction", "query", "input", "context", "problem"),
+    "chosen": ("preferred", "accepted", "winner", "better", "good", "response_chosen", "positive", "response_w"),
+    "rejected": ("dispreferred", "loser", "worse", "bad", "response_rejected", "negative", "response_l"),
+    "completions": ("responses", "answers", "candidates", "outputs", "generations"),
+    "rewards": ("scores", "ratings", "labels", "score"),
+}
+
+
+def rename(source: Source, columns: dict[str, str]) -> tuple[list[Row], set[str]]:
+    """Give the user's columns our names.
+
+    Args:
+        source: Rows with the user's names.
+        columns: Our name to the user's.
+
+    Returns:
+        The renamed rows, and the names of ours that at least one row has.
+
+    Raises:
+        DataError: If a key of ``columns`` is no name of ours, a value is no column, or the columns fit no format.
+    """
+    found = list(dict.fromkeys(name for row in source.rows for name in row.fields))
+    _check_map(source.name, columns, found)
+    taken = set(columns.values())
+    ours = {columns.get(name, name): name for name in NAMES if name in columns or name not in taken}
+    rows = [
+        row._replace(fields={ours[name]: value for name, value in row.fields.items() if name in ours})
+        for row in source.rows
+    ]
+    names = {ours[name] for name in found if name in ours}
+    if not any(names.issuperset(wanted) for wanted in FORMATS):
+        raise DataError(_no_format(source.name, found, names))
+    return rows, names
+
+
+def _check_map(place: str, columns: dict[str, Any], found: list[str]) -> None:
+    for name, column in columns.items():
+        if name not in NAMES:
+            raise DataError(
+                f'columns: "{name}" is not a name of ours; accepted: {", ".join(NAMES)}; write "our name: your column"'
+            )
+        if column not in found:
+            near = difflib.get_close_matches(str(column), found, n=1)
+            remedy = f'did you mean "{near[0]}"?' if near else "name one of these"
+            raise DataError(
+                f'columns: {place} has no column "{column}" for "{name}"; found: {", ".join(found)}; {remedy}'
+            )
+
+
+def _no_format(place: str, found: list[str], names: set[str]) -> str:
+    """The columns found, the formats there are, and a mapping to paste."""
+    listed = ", ".join(found) or "none"
+    if "label" in found and "completion" in found:
+        return (
+            f"{place}: columns completion and label are unpaired data, which has nothing to compare; "
+            "give chosen and rejected, or completions and rewards"
+        )
+    formats = "; ".join(" + ".join(wanted) for wanted in FORMATS)
+    wanted = max(FORMATS, key=lambda format: sum(name in names or bool(_guess(name, found)) for name in format))
+    mapping = ", ".join(f"{name}: {_guess(name, found) or '<your column>'}" for name in wanted if name not in names)
+    return (
+        f"{place}: the columns fit no format.\n  found:  {listed}\n  wanted: {formats}\n"
+        f"  map yours in the config, for example:\n    data:\n      columns: {{{mapping}}}"
+    )
+
+
+def _guess(name: str, found: list[str]) -> str | None:
+    """The column most likely meant by one of our names."""
+    for column in found:
+        if column.lower() in _SYNONYMS[name] or name in column.lower():
+            return column
+    near = difflib.get_close_matches(name, found, n=1, cutoff=0.7)
+    return near[0] if near else None
