@@ -90,7 +90,8 @@ class ImplicitRewards(SumMetric):
     """Implicit rewards of the best and the worst completion of each group, their margin and how often it is positive.
 
     Names: ``rewards/chosen``, ``rewards/rejected``, ``rewards/margins``, ``rewards/accuracies``, where a tie counts ½.
-    Groups of one completion have no margin and are left out.
+    A single implicit reward of a group with a label of +1 or -1 (unpaired data) counts as chosen or rejected; the
+    margin is then the difference of their means. Other groups of one completion are left out.
     """
 
     def __init__(self, **kwargs: Any) -> None:
@@ -100,11 +101,25 @@ class ImplicitRewards(SumMetric):
         """Add one micro-batch."""
         if loss.implicit_reward is None:
             return
+        if loss.implicit_reward.shape[1] == 1:
+            if batch.reward is not None:
+                good = batch.reward[:, 0] > 0
+                self._add("rewards/chosen", loss.implicit_reward[good])
+                self._add("rewards/rejected", loss.implicit_reward[~good])
+            return
         best, worst = best_and_worst(loss.implicit_reward, batch.present)
         self._add("rewards/chosen", best)
         self._add("rewards/rejected", worst)
         self._add("rewards/margins", best - worst)
         self._add("rewards/accuracies", 0.5 + 0.5 * (best - worst).sign())
+
+    def compute(self) -> dict[str, Tensor]:
+        """The means; for unpaired data the margin of the means."""
+        found = super().compute()
+        chosen, rejected = found.get("rewards/chosen"), found.get("rewards/rejected")
+        if chosen is not None and rejected is not None and "rewards/margins" not in found:
+            found["rewards/margins"] = chosen - rejected
+        return found
 
 
 class LogProbs(SumMetric):

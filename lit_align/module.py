@@ -99,6 +99,12 @@ class AlignModule(LightningModule, ABC):
     stats: ClassVar[tuple[str, ...]] = ()
     """Names of the scalars the objective reports in ``Loss.stats``."""
 
+    columns: ClassVar[tuple[int, int]] = (2, 2)
+    """Fewest and most completions a group may have."""
+
+    needs_reward: ClassVar[bool] = False
+    """Whether the loss reads ``CompletionBatch.reward``."""
+
     def __init__(self, pair: PairSettings | None = None, optim: OptimSettings | None = None) -> None:
         super().__init__()
         self.pair_settings = pair or PairSettings()
@@ -144,6 +150,19 @@ class AlignModule(LightningModule, ABC):
             self._check_start(scores)
         return scores
 
+    def over_ranks(self, values: Tensor) -> Tensor:
+        """The sum of a tensor over all ranks, for statistics of the micro-batch that all of them share.
+
+        Args:
+            values: Any shape, the same on every rank; no gradient goes through.
+
+        Returns:
+            The sum, the same shape.
+        """
+        trainer = self._trainer
+        summed = values.detach().clone()
+        return summed if trainer is None else trainer.strategy.reduce(summed, reduce_op="sum")
+
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The model's tokenizer, loaded at first use; the model itself need not be there."""
@@ -156,6 +175,30 @@ class AlignModule(LightningModule, ABC):
         """Whether a run is before its first optimizer step, when policy and reference must agree."""
         trainer = self._trainer
         return trainer is not None and trainer.training and trainer.global_step == 0
+
+    def setup(self, stage: str) -> None:
+        """Refuse data the objective cannot learn from; called by Lightning before the model is loaded.
+
+        Raises:
+            UserError: If groups have too few or too many completions, or no rewards where they are needed.
+        """
+        data = getattr(self.trainer, "datamodule", None)
+        if data is None or not hasattr(data, "prompts"):
+            return
+        batch: CompletionBatch = data.prompts(1)
+        name, found = type(self).__name__, batch.present.shape[1]
+        least, most = self.columns
+        if not least <= found <= most:
+            wanted = f"{least}" if least == most else f"{least} or more"
+            raise UserError(
+                f"{name} learns from groups of {wanted} completions, and {type(data).__name__} gives {found}: "
+                f"choose another --data or --data.select (docs/data.md), or another objective"
+            )
+        if self.needs_reward and batch.reward is None:
+            raise UserError(
+                f"{name} needs a reward for each completion, and the rows of {type(data).__name__} have none: "
+                "give rows with `completions` and `rewards` to --data ScoredGroups"
+            )
 
     def configure_model(self) -> None:
         """Build the pair on the device of this process; called by Lightning after the data has been read."""

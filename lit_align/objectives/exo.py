@@ -64,6 +64,43 @@ def preference_target(pairs: int, epsilon: float, like: Tensor) -> Tensor:
     )
 
 
+class EXORw(AlignModule):
+    """EXO on scored groups, Eq. 13 of arXiv 2402.00856.
+
+    Args:
+        beta: Inverse temperature of the policy β_π, > 0.
+        reward_beta: Temperature of the target β_r, > 0.
+        pair: The model and its adapter.
+        optim: The optimizer and its schedule.
+    """
+
+    stats = ("beta",)
+    columns = (2, 2**31)
+    needs_reward = True
+
+    def __init__(
+        self,
+        beta: float = 0.5,
+        reward_beta: float = 0.1,
+        pair: PairSettings | None = None,
+        optim: OptimSettings | None = None,
+    ) -> None:
+        super().__init__(pair, optim)
+        check("model.beta", beta, beta > 0, "greater than 0", "0.5")
+        check("model.reward_beta", reward_beta, reward_beta > 0, "greater than 0", "0.1")
+        self.beta = beta
+        self.reward_beta = reward_beta
+
+    def loss(self, batch: CompletionBatch) -> Loss:
+        """EXO's loss of each group."""
+        assert batch.reward is not None
+        logratio = self.score(batch).logratio
+        target = reward_target(batch.reward, self.reward_beta, batch.present)
+        value = exo_loss(logratio, target, self.beta, batch.present)
+        stats = {"beta": torch.tensor(self.beta)}
+        return Loss(value, torch.ones_like(value), self.beta * logratio.detach(), stats)
+
+
 class EXOPref(AlignModule):
     """EXO on preference pairs, Eq. 16 of arXiv 2402.00856.
 

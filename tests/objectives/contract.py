@@ -112,6 +112,14 @@ class ObjectiveContract(ABC):
     def model(cls, tmp_path_factory: pytest.TempPathFactory) -> str:
         return save_tiny("llama", tmp_path_factory.mktemp("tiny"))
 
+    def groups(self, count: int) -> CompletionBatch:
+        """Random groups; with rewards, best first, where the objective reads them."""
+        groups = random_groups(count, self.columns)
+        if not self.objective.needs_reward:
+            return groups
+        reward = torch.rand(count, self.columns, generator=torch.Generator().manual_seed(4)).sort(descending=True)[0]
+        return groups._replace(reward=reward)
+
     def logratio(self, dtype: torch.dtype = torch.float64) -> Tensor:
         generator = torch.Generator().manual_seed(2)
         return 3 * torch.randn(6, self.columns, generator=generator, dtype=torch.float64).to(dtype)
@@ -141,7 +149,7 @@ class ObjectiveContract(ABC):
         assert torch.equal(logratio, before)
 
     def test_steps_raise_the_margin(self, model: str) -> None:
-        groups = random_groups(6, self.columns)
+        groups = self.groups(6)
         module = train(self.build(model), groups, [6], accumulate=1, max_epochs=2)
         assert module.pair is not None
         logratio = module.pair.score(groups).logratio
@@ -149,7 +157,7 @@ class ObjectiveContract(ABC):
 
     def test_padding_and_the_cut_into_micro_batches_change_nothing(self, model: str) -> None:
         """12 groups in two steps: whole, cut evenly, cut unevenly with a short last step, and padded further."""
-        groups = random_groups(10, self.columns)
+        groups = self.groups(10)
         wider = groups._replace(
             prompt_ids=torch.nn.functional.pad(groups.prompt_ids, (3, 2), value=5),
             prompt_mask=torch.nn.functional.pad(groups.prompt_mask, (3, 2)),

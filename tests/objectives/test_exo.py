@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lit_align.errors import UserError
-from lit_align.objectives.exo import EXOPref, exo_loss, preference_target, reward_target
+from lit_align.objectives.exo import EXOPref, EXORw, exo_loss, preference_target, reward_target
 from tests.objectives.contract import ObjectiveContract
 
 
@@ -53,6 +53,20 @@ def test_an_absent_column_leaves_the_others_as_if_alone() -> None:
     (gradient,) = torch.autograd.grad(found.sum(), wider)
     assert gradient.isfinite().all()
     assert (gradient[:, 3] == 0).all()
+
+
+class TestEXORw(ObjectiveContract):
+    objective = EXORw
+    columns = 4
+
+    def loss(self, logratio: Tensor) -> Tensor:
+        target = torch.tensor([[0.5, 0.25, 0.125, 0.125]], dtype=logratio.dtype).log().expand(len(logratio), 4)
+        return exo_loss(logratio, target, beta=0.5)
+
+    def worked(self) -> Iterator[tuple[list[float], float]]:
+        yield [3.0, 3.0, 3.0, 3.0], 0.25 * math.log(2)
+        # p = (1/4, 1/2, 1/8, 1/8): the first two terms are (1/4)(-ln 2) + (1/2) ln 2
+        yield [2 * math.log(2), 2 * math.log(4), 0.0, 0.0], 0.25 * math.log(2)
 
 
 @pytest.mark.parametrize(("name", "value"), [("beta", 0.0), ("epsilon", 0.0), ("epsilon", 0.5)])
