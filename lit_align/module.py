@@ -299,7 +299,7 @@ class AlignModule(LightningModule, ABC):
             )
 
     def _trained_state(self) -> set[str]:
-        return set() if self.pair is None else {f"pair.{name}" for name in self.pair.trained_names()}
+        return set() if self.pair is None else {f"pair.{name}" for name in self.pair.state_names()}
 
     def _planned_steps(self) -> int:
         """Optimizer steps of the run; trainer.estimated_stepping_batches would build and drain a loader."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -46,6 +47,7 @@ class PolicyReferencePair(nn.Module):
         self.policy = _adapted(load_base(settings, torch.device(device)), settings)
         head_of(self.base, settings.temperature)  # refuses a head the scorer cannot keep frozen
         self.stop_ids = stop_ids(self.base, eos_token_id)
+        self.moving = False
         self.trees = shares_prompts(self.base.config)
         if settings.gradient_checkpointing:
             self.base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -135,24 +137,67 @@ class PolicyReferencePair(nn.Module):
             present=torch.ones(ids.shape[:2], dtype=torch.bool, device=ids.device),
         )
 
+    def let_reference_move(self, averaged: bool) -> None:
+        """Give the reference an adapter of its own, equal to the policy's start, for ``update_reference``.
+
+        The mean of two adapters' weights is the mean of their products B·A, not the product of mean factors. With
+        ``averaged`` the policy's A is frozen and shared with the reference, so that averaging B alone is exact.
+
+        Args:
+            averaged: Whether the reference will be an average, and not only a copy, of policies.
+        """
+        if REFERENCE not in self.policy.peft_config:
+            self.policy.add_adapter(REFERENCE, copy.deepcopy(self.policy.peft_config[POLICY]))
+        self.moving = True
+        for name, policy, reference in self._factors():
+            down = "lora_A" in name
+            reference.requires_grad_(False)
+            policy.requires_grad_(not (averaged and down))
+            if down:
+                reference.data.copy_(policy.data)  # B is 0 in both, or both are the adapter started from
+
+    @torch.no_grad()
+    def update_reference(self, alpha: float) -> None:
+        """θ_ref ← α θ + (1 - α) θ_ref in the space of weights; exact, see ``let_reference_move``.
+
+        Args:
+            alpha: Share of the policy α, in [0, 1]; 1 copies it.
+        """
+        for _, policy, reference in self._factors():
+            if alpha == 1:
+                reference.copy_(policy)
+            else:
+                reference.lerp_(policy, alpha)
+
+    def _factors(self) -> Iterator[tuple[str, nn.Parameter, nn.Parameter]]:
+        """Name of each factor of the policy's adapter, the factor, and the reference's."""
+        named = dict(self.policy.named_parameters())
+        for name, parameter in named.items():
+            if f".{POLICY}." in name:
+                yield name, parameter, named[name.replace(f".{POLICY}.", f".{REFERENCE}.")]
+
     @contextmanager
     def as_reference(self, enabled: bool = True) -> Iterator[None]:
         """Within this context the adapted model is the reference. Take no backward pass through it."""
         if not enabled:
             yield
-        elif self.settings.lora.adapter is None:
+        elif REFERENCE not in self.policy.peft_config:
             with self.policy.disable_adapter():
                 yield
         else:
+            trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
             self.policy.set_adapter(REFERENCE, inference_mode=True)
             try:
                 yield
             finally:
-                self.policy.set_adapter(POLICY)
+                self.policy.set_adapter(POLICY, inference_mode=True)
+                for parameter in trained:  # set_adapter decides on requires_grad by itself
+                    parameter.requires_grad_(True)
 
-    def trained_names(self) -> list[str]:
-        """Names of the trained parameters in this module's state, the policy's adapter."""
-        return [name for name, parameter in self.named_parameters() if parameter.requires_grad]
+    def state_names(self) -> list[str]:
+        """What a checkpoint must hold of this module: the policy's adapter, and the reference's if it moves."""
+        kept = (f".{POLICY}.", f".{REFERENCE}.") if self.moving else (f".{POLICY}.",)
+        return [name for name, _ in self.named_parameters() if any(part in name for part in kept)]
 
     def save_adapter(self, directory: str | Path) -> None:
         """Write the policy's adapter in peft's own format (safetensors) for ``PeftModel.from_pretrained``."""

@@ -91,7 +91,7 @@ def test_checkpoints_hold_what_is_trained_and_never_the_base(tmp_path: Path) -> 
     train(module, groups, [4, 4, 4], 1, callbacks=[saver], enable_checkpointing=True)
     saved = torch.load(tmp_path / "saved" / "step=2.ckpt", weights_only=True)
     pair = {name for name in saved["state_dict"] if name.startswith("pair.")}
-    assert pair == {f"pair.{name}" for name in module.pair.trained_names()}  # type: ignore[union-attr]
+    assert pair == {f"pair.{name}" for name in module.pair.state_names()}  # type: ignore[union-attr]
     assert "beta" in saved["state_dict"]
 
     resumed = build(tmp_path, beta=0.2, epsilon=0.1)

@@ -147,7 +147,7 @@ def test_an_sft_adapter_is_start_and_reference(tmp_path: Path) -> None:
     before = start.reference_token_logps
     start.token_logps.sum().backward()
     trained = [p for p in pair.parameters() if p.requires_grad]
-    assert len(trained) == len(pair.trained_names()) == len(first.trained_names())
+    assert len(trained) == len(pair.state_names()) == len(first.state_names())
     assert all(p.grad is not None for p in trained)
     with torch.no_grad():
         for parameter in trained:

@@ -58,8 +58,11 @@ def same_start(module: AlignModule) -> None:
     """Draw the adapter's first factor from a fixed seed, whatever process and history it is in."""
     generator = torch.Generator().manual_seed(0)
     for name, parameter in module.named_parameters():
-        if parameter.requires_grad and "lora_A" in name:
+        if "lora_A.default" in name:
             torch.nn.init.normal_(parameter, 0.0, 0.2, generator=generator)
+    for name, parameter in module.named_parameters():
+        if "lora_A.reference" in name:
+            parameter.data.copy_(module.get_parameter(name.replace("reference", "default")).data)
 
 
 class SameStart(Callback):
@@ -69,21 +72,21 @@ class SameStart(Callback):
 
 
 def train(
-    module: AlignModule, groups: CompletionBatch, sizes: list[int], accumulate: int, **trainer: Any
+    module: AlignModule,
+    groups: CompletionBatch,
+    sizes: list[int],
+    accumulate: int,
+    ckpt_path: str | None = None,
+    same_start: bool = True,
+    **trainer: Any,
 ) -> AlignModule:
     """Train on the micro-batches in order with Lightning itself."""
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
-    options = {
-        "accelerator": "cpu",
-        "max_epochs": 1,
-        "log_every_n_steps": 1,
-        "logger": False,
-        "use_distributed_sampler": False,
-        **quiet,
-        **trainer,
-    }
-    options["callbacks"] = [SameStart(), *options.get("callbacks", [])]  # type: ignore[misc]
-    Trainer(**options, accumulate_grad_batches=accumulate).fit(module, datamodule=Groups(groups, sizes))
+    fixed = {"accelerator": "cpu", "logger": False, "use_distributed_sampler": False}
+    options: dict[str, Any] = {"max_epochs": 1, "log_every_n_steps": 1, **fixed, **quiet, **trainer}
+    options["callbacks"] = [*([SameStart()] if same_start else []), *options.get("callbacks", [])]
+    runner = Trainer(**options, accumulate_grad_batches=accumulate)
+    runner.fit(module, datamodule=Groups(groups, sizes), ckpt_path=ckpt_path)
     return module
 
 
@@ -177,7 +180,7 @@ class ObjectiveContract(ABC):
         """Trained parameters and adaptive state agree within rounding."""
         assert expected.pair is not None
         state, wanted = found.state_dict(), expected.state_dict()
-        trained = {f"pair.{name}" for name in expected.pair.trained_names()}
+        trained = {f"pair.{name}" for name in expected.pair.state_names()}
         moved = 0
         for name in wanted:
             if name in trained or not name.startswith("pair."):

@@ -1,0 +1,233 @@
+"""The real command line, from a config file to an adapter that loads, and what it says to bad input."""
+
+from __future__ import annotations
+
+import csv
+import json
+import signal
+import string
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from lit_align.__main__ import INTERRUPTED, main
+from lit_align.cli import AlignCLI
+from lit_align.module import AlignModule
+from lit_align.parser import own_rules, register
+
+ROOT = Path(__file__).parent.parent
+CONFIGS = {path.stem: path for path in sorted((ROOT / "configs").glob("*.yaml"))}
+ARTIFACTS = {
+    "README.md",
+    "adapter",
+    "checkpoints",
+    "config.yaml",
+    "curves.png",
+    "data_report.json",
+    "metrics.csv",
+    "samples.json",
+    "samples.jsonl",
+}
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Folder of a random Llama that reads and writes characters."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("tiny")
+    vocabulary = {token: i for i, token in enumerate(["</s>", "<unk>", *sorted(string.printable)])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", unk_token="<unk>").save_pretrained(folder)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    torch.manual_seed(0)
+    LlamaForCausalLM(LlamaConfig(vocab_size=len(vocabulary), eos_token_id=0, **sizes)).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A working directory with twenty pairs; Ctrl-C works again afterwards, which Lightning switches off."""
+    monkeypatch.chdir(tmp_path)
+    rows = [{"prompt": f"Story {i}:", "chosen": " good" * (i % 3 + 1), "rejected": " bad"} for i in range(20)]
+    Path("pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    handler = signal.getsignal(signal.SIGINT)
+    yield tmp_path
+    signal.signal(signal.SIGINT, handler)
+
+
+def arguments(tiny: str, config: str = "dpo", steps: int = 2, **options: object) -> list[str]:
+    chosen: dict[str, object] = {"model.pair.model": tiny, "data.dataset": "pairs.jsonl", "data.batch_size": 4}
+    chosen |= {"data.validation_size": 4, "trainer.max_steps": steps, "trainer.log_every_n_steps": 1}
+    chosen |= {"trainer.accelerator": "cpu", "samples.prompts": 2, "samples.max_new_tokens": 8, "run_dir": "run"}
+    chosen |= {key.replace("__", "."): value for key, value in options.items()}
+    return ["fit", "--config", str(CONFIGS[config]), *(f"--{key}={value}" for key, value in chosen.items())]
+
+
+def tensors(folder: str) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(f"{folder}/adapter/adapter_model.safetensors")
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_every_config_runs_and_leaves_a_whole_run_folder(tiny: str, place: Path, config: str) -> None:
+    assert main(arguments(tiny, config, steps=4)) == 0
+    files = {path.name for path in Path("run").iterdir() if not path.name.startswith("events.out")}
+    assert files == ARTIFACTS
+    assert len(list(Path("run").glob("events.out*"))) == 1
+    assert sorted(path.name for path in place.iterdir()) == ["pairs.jsonl", "run"]
+    rows = list(csv.DictReader(Path("run/metrics.csv").read_text().splitlines()))
+    assert [int(row["step"]) for row in rows if row["train/loss"]] == [0, 1, 2, 3]
+    assert all(torch.tensor(float(row["train/loss"])).isfinite() for row in rows if row["train/loss"])
+    assert "val/loss" in rows[0]
+    assert any(value.abs().max() > 0 for name, value in tensors("run").items() if "lora_B" in name)
+
+
+def test_what_a_user_watches_is_logged(tiny: str, place: Path) -> None:
+    assert main(arguments(tiny, "eps_dpo", steps=4)) == 0
+    names = ["loss", "rewards/margins", "rewards/accuracies", "logps/chosen", "logratio_margin", "kl", "beta"]
+    header = Path("run/metrics.csv").read_text().splitlines()[0].split(",")
+    assert {f"{part}/{name}" for part in ("train", "val") for name in names} <= set(header)
+    assert "train/tokens_per_second" in header
+
+
+def test_the_config_that_ships_runs_on_what_ships(place: Path) -> None:
+    options = ["--trainer.max_steps=2", "--data.max_rows=32", "--samples.prompts=2", "--trainer.accelerator=cpu"]
+    assert main(["fit", "--config", str(CONFIGS["eps_dpo"]), *options]) == 0
+    (folder,) = Path("runs/eps_dpo").iterdir()
+    draws = json.loads((folder / "samples.json").read_text())["draws"]
+    assert all(-1 <= draw["reward"]["mean"] <= 1 for draw in draws)  # the oracle of this dataset
+    assert str(ROOT) not in (folder / "README.md").read_text()
+
+
+def test_the_adapter_loads_in_peft_with_the_logits_of_training(tiny: str, place: Path) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    register()
+    with own_rules():
+        cli = AlignCLI(arguments(tiny, steps=4))
+    base = AutoModelForCausalLM.from_pretrained(tiny)
+    ids = AutoTokenizer.from_pretrained("run/adapter")("Story 3:", return_tensors="pt").input_ids
+    with torch.no_grad():
+        plain = base(ids).logits
+        trained = cli.model.pair.policy.eval()(ids).logits
+        loaded = PeftModel.from_pretrained(base, "run/adapter").eval()(ids).logits
+    torch.testing.assert_close(loaded, trained, rtol=0, atol=0)
+    assert not torch.equal(loaded, plain)
+
+
+def test_the_written_config_repeats_the_run(tiny: str, place: Path) -> None:
+    assert main(arguments(tiny, "eps_dpo", steps=3)) == 0
+    assert main(["fit", "--config", "run/config.yaml"]) == 0
+    (again,) = Path("runs/eps_dpo").iterdir()
+    first, second = tensors("run"), tensors(str(again))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_another_objective_on_the_command_line_is_what_runs(tiny: str, place: Path) -> None:
+    args = [arg for arg in arguments(tiny, "eps_dpo") if not arg.startswith("--run_dir")]
+    assert main([*args, "--model", "IPO"]) == 0
+    (folder,) = Path("runs/ipo").iterdir()
+    model = yaml.safe_load((folder / "config.yaml").read_text())["model"]
+    assert model["class_path"].endswith(".IPO")
+    assert model["init_args"]["pair"]["model"] == tiny
+    assert not {"beta", "epsilon"} & model["init_args"].keys()
+
+
+def test_without_loggers_the_working_directory_stays_clean(tiny: str, place: Path) -> None:
+    assert main(arguments(tiny, trainer__logger="false", samples__prompts=0)) == 0
+    assert sorted(path.name for path in place.iterdir()) == ["pairs.jsonl", "run"]
+    names = {path.name for path in Path("run").iterdir()}
+    assert {"config.yaml", "adapter", "README.md"} <= names
+    assert not {"metrics.csv", "samples.jsonl"} & names
+
+
+def test_a_trial_run_writes_nothing(tiny: str, place: Path) -> None:
+    assert main(arguments(tiny, trainer__fast_dev_run="true")) == 0
+    assert [path.name for path in place.iterdir()] == ["pairs.jsonl"]
+
+
+def test_a_saved_checkpoint_is_validated(tiny: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments(tiny, steps=4)) == 0
+    before = sorted(place.rglob("*"))
+    args = [a for a in arguments(tiny)[1:] if not a.startswith(("--samples", "--run_dir", "--trainer.max_steps"))]
+    assert main(["validate", *args, "--ckpt_path", "run/checkpoints/last.ckpt"]) == 0
+    assert "val/loss" in capsys.readouterr().out
+    assert sorted(place.rglob("*")) == before
+
+
+def test_an_interrupted_run_saves_and_says_so_in_its_exit_code(
+    tiny: str, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = AlignModule.training_step
+
+    def stop(self: AlignModule, batch: Any, batch_idx: int) -> torch.Tensor:
+        if batch_idx == 2:
+            raise KeyboardInterrupt
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(AlignModule, "training_step", stop)
+    assert main(arguments(tiny, steps=4)) == INTERRUPTED
+    assert "interrupted" in Path("run/README.md").read_text()
+    assert tensors("run")
+
+
+BAD_ROWS = {
+    "wrong.jsonl": '{"question": "a", "good": "b", "bad": "c"}\n',
+    "broken.jsonl": '{"prompt": "a", "chosen": "b", "rejected": "c"}\n{"prompt": "a", "chosen":\n',
+    "same.jsonl": '{"prompt": "a", "chosen": "b", "rejected": "b"}\n' * 5,
+    "empty.jsonl": "",
+}
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"data__dataset": "none.jsonl"}, ["none.jsonl"]),
+        ({"data__dataset": "wrong.jsonl"}, ["wrong.jsonl", "question", "good", "bad"]),
+        ({"data__dataset": "broken.jsonl"}, ["broken.jsonl:2"]),
+        ({"data__dataset": "same.jsonl"}, ["same.jsonl"]),
+        ({"data__dataset": "empty.jsonl"}, ["empty.jsonl"]),
+        ({"data__columns": "{prompt: question}"}, ["question", "prompt", "chosen", "rejected"]),
+        ({"data__batch_size": 0}, ["batch_size", "0"]),
+        ({"model__beta": 0}, ["model.beta", "greater than 0"]),
+        ({"model__pair__model": "./none"}, ["model.pair.model", "none"]),
+        ({"model__pair__model": "owner/none"}, ["model.pair.model", "owner/none"]),
+        ({"model__pair__lora__target_modules": "[nothing]"}, ["target_modules", "q_proj"]),
+        ({"model__pair__lora__adapter": "."}, ["model.pair.lora.adapter", "adapter_model.safetensors"]),
+    ],
+)
+def test_bad_input_gets_one_message_and_no_run_folder(
+    tiny: str, place: Path, capsys: pytest.CaptureFixture[str], options: dict[str, object], words: list[str]
+) -> None:
+    for name, text in BAD_ROWS.items():
+        Path(name).write_text(text)
+    before = sorted(place.rglob("*"))
+    assert main(arguments(tiny, **options)) == 2
+    (message,) = capsys.readouterr().err.split("error: ")[1:]
+    assert all(word in message for word in words), message
+    assert "Traceback" not in message
+    assert sorted(place.rglob("*")) == before
+
+
+def test_quantization_without_bitsandbytes_names_the_package(
+    tiny: str, place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lit_align.models.find_spec", lambda name: None)
+    assert main(arguments(tiny, model__pair__quantization="nf4")) == 2
+    assert "pip install bitsandbytes" in capsys.readouterr().err
+
+
+def test_a_base_in_four_bits_trains_on_the_cpu(tiny: str, place: Path) -> None:
+    assert main(arguments(tiny, model__pair__quantization="nf4")) == 0
+    assert tensors("run")
