@@ -135,7 +135,7 @@ def _class_name(message: str) -> str | None:
 
 def _missing(message: str) -> str:
     names = [key.split(".")[-1] for key in message.split(":", 1)[1].replace(",", " ").split()]
-    parts = [f"--{name} (such as --{name} {class_names(name)[0]})" if name in BASES else f"--{name}" for name in names]
+    parts = [f"--{name} (one of {', '.join(class_names(name))})" if name in BASES else f"--{name}" for name in names]
     return f"missing: {', '.join(parts)}. A config file sets both model and data: --config configs/OBJECTIVE.yaml"
 
 
@@ -167,10 +167,11 @@ def _shortened(message: str, lines: int = 6) -> str:
 
 
 def class_names(key: str) -> list[str]:
-    """Names of the classes that can be given for one of ``KINDS``."""
+    """Names of the classes that can be given for one of ``KINDS``, those of this package first."""
     base: type = _import(KINDS[key])
-    names = {cls.__name__: cls.__module__ for cls in subclasses(base)}
-    return sorted(name for name, module in names.items() if key not in BASES or not module.startswith("lightning."))
+    found = {cls.__name__: cls.__module__ for cls in subclasses(base)}
+    names = [name for name, module in found.items() if key not in BASES or not module.startswith("lightning.")]
+    return sorted(names, key=lambda name: (not found[name].startswith("lit_align."), name))
 
 
 def subclasses(base: type) -> Iterator[type]:

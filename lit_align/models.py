@@ -6,16 +6,14 @@ transformers, peft and bitsandbytes are imported inside functions: `--help` and 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lit_align.assets import resolve
 from lit_align.errors import UserError
 from lit_align.logprobs import Head
+from lit_align.settings import PairSettings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -29,81 +27,6 @@ TREE_FAMILIES = frozenset(
     {"llama", "qwen2", "qwen3", "gpt2", "gpt_neox", "phi3", "mistral", "gemma2", "gemma", "granite", "cohere", "olmo2"}
 )
 """``model_type`` of the families whose tree rows are proven equal to one row per completion by the tests."""
-
-
-@dataclass
-class LoraSettings:
-    """The trained adapter.
-
-    Attributes:
-        r: Rank, >= 1.
-        alpha: The update is scaled by alpha / r, > 0.
-        target_modules: Names of the linear layers that get an adapter, or "all-linear" (never the output head).
-        adapter: A saved adapter to start from, such as the result of supervised fine-tuning. It is then the
-            reference as well, frozen; ``r``, ``alpha`` and ``target_modules`` come from it.
-    """
-
-    r: int = 16
-    alpha: int = 32
-    target_modules: str | list[str] = "all-linear"
-    adapter: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.r < 1:
-            raise UserError(f"model.pair.lora.r is {self.r}; it must be 1 or more (16 is usual)")
-        if self.alpha <= 0:
-            raise UserError(
-                f"model.pair.lora.alpha is {self.alpha}; it must be greater than 0 (twice the rank is usual)"
-            )
-
-
-@dataclass
-class PairSettings:
-    """Which model is trained against itself, and how it is held in memory.
-
-    Attributes:
-        model: Local folder or Hub name of a causal language model, or "stories", the small model that comes along.
-        dtype: Type of the base's weights and computations; "auto" is bfloat16 on a GPU and float32 on a CPU.
-        quantization: "nf4" or "int8" by bitsandbytes, or "none"; "auto" is nf4 on a GPU for models of more than 100
-            million parameters and none elsewhere.
-        lora: The adapter.
-        temperature: Divides the logits of both models in training, sampling and KL alike, > 0.
-        gradient_checkpointing: Recompute activations in the backward pass: less memory, about a third more time.
-        revision: Branch, tag or commit on the Hub.
-        trust_remote_code: Run Python code that comes with the model; needs a pinned ``revision``.
-    """
-
-    model: str = "stories"
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    quantization: Literal["auto", "none", "nf4", "int8"] = "auto"
-    lora: LoraSettings = field(default_factory=LoraSettings)
-    temperature: float = 1.0
-    gradient_checkpointing: bool = False
-    revision: str | None = None
-    trust_remote_code: bool = False
-
-    def __post_init__(self) -> None:
-        if not self.temperature > 0:
-            raise UserError(f"model.pair.temperature is {self.temperature}; it must be greater than 0 (1 is usual)")
-        if self.trust_remote_code and not self.revision:
-            raise UserError(
-                "model.pair.trust_remote_code runs code from the model's repository, so it needs a fixed version: "
-                "set model.pair.revision to a commit hash"
-            )
-        if self.quantization in {"nf4", "int8"} and find_spec("bitsandbytes") is None:
-            raise UserError(
-                f"model.pair.quantization is {self.quantization}, which needs bitsandbytes, and that is not installed: "
-                "`pip install bitsandbytes`, or set model.pair.quantization=none"
-            )
-
-    @property
-    def source(self) -> str:
-        """What transformers loads from: a folder or a Hub name."""
-        return resolve(self.model)
-
-    def hub_options(self) -> dict[str, Any]:
-        """Keyword arguments of every ``from_pretrained`` call."""
-        return {"revision": self.revision or "main", "trust_remote_code": self.trust_remote_code}
 
 
 def load_tokenizer(settings: PairSettings) -> PreTrainedTokenizerBase:

@@ -6,8 +6,7 @@ import logging
 import math
 import time
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from lightning.pytorch import LightningModule
@@ -16,7 +15,8 @@ from torch import Tensor
 from lit_align.batch import CompletionBatch, Loss, Rollout, Scores
 from lit_align.errors import UserError
 from lit_align.metrics import Throughput, Total, standard_metrics
-from lit_align.models import PairSettings, load_tokenizer
+from lit_align.models import load_tokenizer
+from lit_align.settings import OptimSettings, PairSettings, usual_learning_rate
 
 if TYPE_CHECKING:
     from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
@@ -25,64 +25,6 @@ if TYPE_CHECKING:
     from lit_align.pair import PolicyReferencePair
 
 log = logging.getLogger(__name__)
-
-
-@dataclass
-class OptimSettings:
-    """AdamW on the adapter.
-
-    Attributes:
-        learning_rate: Peak step size, > 0; None follows the model's size, see ``usual_learning_rate``.
-        weight_decay: Decoupled weight decay, >= 0.
-        warmup: Share of the run over which the step size rises from 0, in [0, 1).
-        schedule: How it falls after that: "constant", "linear" or "cosine", the last two to 0.
-    """
-
-    learning_rate: float | None = None
-    weight_decay: float = 0.0
-    warmup: float = 0.1
-    schedule: Literal["constant", "linear", "cosine"] = "cosine"
-
-    def __post_init__(self) -> None:
-        rate = 1.0 if self.learning_rate is None else self.learning_rate
-        check("model.optim.learning_rate", rate, rate > 0, "greater than 0, or left out", "1e-4")
-        check("model.optim.weight_decay", self.weight_decay, self.weight_decay >= 0, "0 or more", "0")
-        check("model.optim.warmup", self.warmup, 0 <= self.warmup < 1, "in [0, 1), a share of the run", "0.1")
-
-    def factor(self, step: int, total: int) -> float:
-        """Multiplier of the peak step size at optimizer step ``step`` of ``total``, in [0, 1]."""
-        warm = math.ceil(self.warmup * total)
-        if step < warm:
-            return (step + 1) / (warm + 1)
-        if self.schedule == "constant":
-            return 1.0
-        done = min(1.0, (step - warm) / max(1, total - warm))
-        return 1.0 - done if self.schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * done))
-
-
-def usual_learning_rate(parameters: int) -> float:
-    """A peak step size for LoRA that suits small models and large ones, the same for every objective.
-
-        1e-4 · sqrt(1e9 / parameters), kept between 1e-4 and 2e-3
-
-    Args:
-        parameters: Parameters of the base model, > 0.
-
-    Returns:
-        2e-3 for 2.5 million parameters, 1.4e-4 for 0.5 billion, 1e-4 from one billion. A rule of thumb of this
-        project, not of any paper.
-    """
-    return min(2e-3, max(1e-4, 1e-4 * math.sqrt(1e9 / parameters)))
-
-
-def check(name: str, value: float, holds: bool, accepted: str, usual: str) -> None:
-    """Refuse a hyperparameter out of range.
-
-    Raises:
-        UserError: If ``holds`` is false, with the name, the value, what is accepted and a usual value.
-    """
-    if not holds:
-        raise UserError(f"{name} is {value}; it must be {accepted} ({usual} is usual)")
 
 
 class AlignModule(LightningModule, ABC):
@@ -105,10 +47,10 @@ class AlignModule(LightningModule, ABC):
     needs_reward: ClassVar[bool] = False
     """Whether the loss reads ``CompletionBatch.reward``."""
 
-    def __init__(self, pair: PairSettings | None = None, optim: OptimSettings | None = None) -> None:
+    def __init__(self, pair: PairSettings = PairSettings(), optim: OptimSettings = OptimSettings()) -> None:
         super().__init__()
-        self.pair_settings = pair or PairSettings()
-        self.optim_settings = optim or OptimSettings()
+        self.pair_settings = pair
+        self.optim_settings = optim
         self.pair: PolicyReferencePair | None = None
         self.train_metrics = standard_metrics(self.stats).clone(prefix="train/")
         self.val_metrics = standard_metrics(self.stats).clone(prefix="val/")
@@ -266,7 +208,8 @@ class AlignModule(LightningModule, ABC):
 
     def validation_step(self, batch: CompletionBatch, batch_idx: int) -> None:
         """Add a micro-batch to the validation metrics."""
-        self.val_metrics.update(batch, self._scores, self.loss(batch))
+        loss = self.loss(batch)
+        self.val_metrics.update(batch, self._scores, loss)
 
     def on_validation_epoch_end(self) -> None:
         """Report the validation metrics over all micro-batches and ranks."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,16 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lit_align.adapters import POLICY, REFERENCE, active, adapted, factors, free_reference
 from lit_align.batch import CompletionBatch, Perturbed, Sampling, Scores
-from lit_align.errors import UserError
 from lit_align.layout import Rows, attention_mask, separate_rows, to_columns, tree_rows
 from lit_align.logprobs import token_scores
-from lit_align.models import PairSettings, head_of, load_base, shares_prompts, stop_ids
+from lit_align.models import head_of, load_base, shares_prompts, stop_ids
+from lit_align.settings import PairSettings
 
 log = logging.getLogger(__name__)
 
-POLICY = "default"
-REFERENCE = "reference"
 GENERATION_ROWS = 64
 
 
@@ -44,7 +42,7 @@ class PolicyReferencePair(nn.Module):
     ) -> None:
         super().__init__()
         self.settings = settings
-        self.policy = _adapted(load_base(settings, torch.device(device)), settings)
+        self.policy = adapted(load_base(settings, torch.device(device)), settings)
         head_of(self.base, settings.temperature)  # refuses a head the scorer cannot keep frozen
         self.stop_ids = stop_ids(self.base, eos_token_id)
         self.moving = False
@@ -146,15 +144,8 @@ class PolicyReferencePair(nn.Module):
         Args:
             averaged: Whether the reference will be an average, and not only a copy, of policies.
         """
-        if REFERENCE not in self.policy.peft_config:
-            self.policy.add_adapter(REFERENCE, copy.deepcopy(self.policy.peft_config[POLICY]))
+        free_reference(self.policy, averaged)
         self.moving = True
-        for name, policy, reference in self._factors():
-            down = "lora_A" in name
-            reference.requires_grad_(False)
-            policy.requires_grad_(not (averaged and down))
-            if down:
-                reference.data.copy_(policy.data)  # B is 0 in both, or both are the adapter started from
 
     @torch.no_grad()
     def update_reference(self, alpha: float) -> None:
@@ -163,18 +154,11 @@ class PolicyReferencePair(nn.Module):
         Args:
             alpha: Share of the policy α, in [0, 1]; 1 copies it.
         """
-        for _, policy, reference in self._factors():
+        for _, policy, reference in factors(self.policy):
             if alpha == 1:
                 reference.copy_(policy)
             else:
                 reference.lerp_(policy, alpha)
-
-    def _factors(self) -> Iterator[tuple[str, nn.Parameter, nn.Parameter]]:
-        """Name of each factor of the policy's adapter, the factor, and the reference's."""
-        named = dict(self.policy.named_parameters())
-        for name, parameter in named.items():
-            if f".{POLICY}." in name:
-                yield name, parameter, named[name.replace(f".{POLICY}.", f".{REFERENCE}.")]
 
     @contextmanager
     def as_reference(self, enabled: bool = True) -> Iterator[None]:
@@ -185,14 +169,8 @@ class PolicyReferencePair(nn.Module):
             with self.policy.disable_adapter():
                 yield
         else:
-            trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
-            self.policy.set_adapter(REFERENCE, inference_mode=True)
-            try:
+            with active(self.policy, REFERENCE):
                 yield
-            finally:
-                self.policy.set_adapter(POLICY, inference_mode=True)
-                for parameter in trained:  # set_adapter decides on requires_grad by itself
-                    parameter.requires_grad_(True)
 
     def state_names(self) -> list[str]:
         """What a checkpoint must hold of this module: the policy's adapter, and the reference's if it moves."""
@@ -255,37 +233,3 @@ class PolicyReferencePair(nn.Module):
         new = output[:, ids.shape[1] :]
         ended = torch.isin(new, torch.tensor(self.stop_ids, device=new.device)).long()
         return new.masked_fill((ended.cumsum(-1) - ended) > 0, -1)
-
-
-def _adapted(base: Any, settings: PairSettings) -> Any:
-    """The base with its trained adapter, and a frozen copy of it where one is given to start from."""
-    from peft import LoraConfig, PeftModel, TaskType, get_peft_model
-
-    lora = settings.lora
-    if lora.adapter is None:
-        config = LoraConfig(
-            task_type=TaskType.CAUSAL_LM, r=lora.r, lora_alpha=lora.alpha, target_modules=lora.target_modules
-        )
-        try:
-            return get_peft_model(base, config)
-        except ValueError as error:
-            linear = sorted({name.rsplit(".", 1)[-1] for name, m in base.named_modules() if isinstance(m, nn.Linear)})
-            raise UserError(
-                f"model.pair.lora.target_modules={lora.target_modules!r} matches no layer of {settings.model}; "
-                f"its linear layers are {', '.join(linear)}, and all-linear takes every one but the head"
-            ) from error
-    folder = Path(lora.adapter)
-    if folder.is_dir() and not (folder / "adapter_model.safetensors").is_file():
-        raise UserError(
-            f"model.pair.lora.adapter={lora.adapter}: the folder holds no adapter_model.safetensors "
-            "(pickled adapters are refused: save it again with safe_serialization=True)"
-        )
-    try:
-        model = PeftModel.from_pretrained(base, lora.adapter, adapter_name=POLICY, is_trainable=True)
-        model.load_adapter(lora.adapter, adapter_name=REFERENCE, is_trainable=False)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"model.pair.lora.adapter={lora.adapter} is no adapter for {settings.model}: {error}"
-        ) from error
-    model.set_adapter(POLICY)
-    return model

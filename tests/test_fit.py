@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import signal
 import string
 from collections.abc import Iterator
@@ -79,15 +80,25 @@ def tensors(folder: str) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("config", CONFIGS)
 def test_every_config_runs_and_leaves_a_whole_run_folder(tiny: str, place: Path, config: str) -> None:
-    assert main(arguments(tiny, config, steps=4)) == 0
+    rows = [
+        {
+            "prompt": f"Story {i}:",
+            "completions": [" good", " so so", " bad", " worse"],
+            "rewards": [1.0, 0.2, -0.3, -1.0],
+        }
+        for i in range(20)
+    ]
+    Path("pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main(arguments(tiny, config, steps=4, trainer__val_check_interval=2)) == 0
     files = {path.name for path in Path("run").iterdir() if not path.name.startswith("events.out")}
     assert files == ARTIFACTS
     assert len(list(Path("run").glob("events.out*"))) == 1
     assert sorted(path.name for path in place.iterdir()) == ["pairs.jsonl", "run"]
-    rows = list(csv.DictReader(Path("run/metrics.csv").read_text().splitlines()))
-    assert [int(row["step"]) for row in rows if row["train/loss"]] == [0, 1, 2, 3]
-    assert all(torch.tensor(float(row["train/loss"])).isfinite() for row in rows if row["train/loss"])
-    assert "val/loss" in rows[0]
+    logged = list(csv.DictReader(Path("run/metrics.csv").read_text().splitlines()))
+    losses = {int(row["step"]): float(row["train/loss"]) for row in logged if row["train/loss"]}
+    assert list(losses) == [0, 1, 2, 3]
+    assert all(math.isfinite(loss) for loss in losses.values())
+    assert "val/loss" in logged[0]
     assert any(value.abs().max() > 0 for name, value in tensors("run").items() if "lora_B" in name)
 
 

@@ -19,10 +19,12 @@ ALLOWED = {
     "logprobs": FOUNDATION,
     "layout": FOUNDATION,
     "metrics": FOUNDATION,
-    "models": FOUNDATION | {"logprobs"},
-    "pair": FOUNDATION | {"logprobs", "layout", "models"},
-    "module": FOUNDATION | {"metrics", "models", "pair"},
-    "objectives": FOUNDATION | {"metrics", "models", "pair", "module", "objectives"},
+    "settings": FOUNDATION,
+    "models": FOUNDATION | {"logprobs", "settings"},
+    "adapters": FOUNDATION | {"settings"},
+    "pair": FOUNDATION | {"adapters", "logprobs", "layout", "models", "settings"},
+    "module": FOUNDATION | {"metrics", "models", "pair", "settings"},
+    "objectives": FOUNDATION | {"metrics", "module", "objectives", "settings"},
     "data": FOUNDATION | {"data"},
 }
 """What each part may import from the package; a part that is not named, such as the command line, may import all."""

@@ -12,10 +12,10 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lit_align.batch import CompletionBatch, Loss
 from lit_align.errors import UserError
-from lit_align.models import LoraSettings, PairSettings
-from lit_align.module import AlignModule, OptimSettings, usual_learning_rate
+from lit_align.module import AlignModule
 from lit_align.objectives.dpo import DPO
 from lit_align.objectives.eps_dpo import EpsilonDPO
+from lit_align.settings import LoraSettings, OptimSettings, PairSettings, usual_learning_rate
 from tests.families import save_tiny
 from tests.objectives.contract import Groups, random_groups, same_start, train
 

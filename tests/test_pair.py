@@ -10,8 +10,8 @@ from torch import Tensor
 
 from lit_align.batch import CompletionBatch, Sampling
 from lit_align.errors import UserError
-from lit_align.models import LoraSettings, PairSettings
 from lit_align.pair import PolicyReferencePair
+from lit_align.settings import LoraSettings, PairSettings
 from tests.families import FAMILIES, ragged_batch, save_tiny, tiny
 
 

@@ -34,7 +34,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("source", type=Path, help="the .gguf file")
     parser.add_argument("target", type=Path, help="the folder to write")
-    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="type of the weights written")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="type written")
     options = parser.parse_args()
     if not options.source.is_file():
         parser.error(f"{options.source} is no file")

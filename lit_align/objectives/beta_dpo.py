@@ -7,9 +7,9 @@ from torch import Tensor
 
 from lit_align.batch import CompletionBatch, Loss
 from lit_align.metrics import Total
-from lit_align.models import PairSettings
-from lit_align.module import AlignModule, OptimSettings, check
+from lit_align.module import AlignModule
 from lit_align.objectives.dpo import dpo_loss
+from lit_align.settings import OptimSettings, PairSettings, check
 
 LEAST_BETA = 1e-3
 
@@ -76,8 +76,8 @@ class BetaDPO(AlignModule):
         a: float = 0.6,
         keep: float = 0.8,
         momentum: float = 0.9,
-        pair: PairSettings | None = None,
-        optim: OptimSettings | None = None,
+        pair: PairSettings = PairSettings(),
+        optim: OptimSettings = OptimSettings(),
     ) -> None:
         super().__init__(pair, optim)
         check("model.beta", beta, beta > 0, "greater than 0", "0.1")

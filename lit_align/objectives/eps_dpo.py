@@ -7,9 +7,9 @@ from torch import Tensor
 
 from lit_align.batch import CompletionBatch, Loss, Scores
 from lit_align.metrics import Total
-from lit_align.models import PairSettings
-from lit_align.module import AlignModule, OptimSettings, check
+from lit_align.module import AlignModule
 from lit_align.objectives.dpo import dpo_loss
+from lit_align.settings import OptimSettings, PairSettings, check
 
 
 def monotone_step(scores: Scores) -> Tensor:
@@ -77,8 +77,8 @@ class EpsilonDPO(AlignModule):
         self,
         beta: float = 0.01,
         epsilon: float = 0.01,
-        pair: PairSettings | None = None,
-        optim: OptimSettings | None = None,
+        pair: PairSettings = PairSettings(),
+        optim: OptimSettings = OptimSettings(),
     ) -> None:
         super().__init__(pair, optim)
         check("model.beta", beta, beta > 0, "greater than 0", "0.01")

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from lit_align.batch import CompletionBatch, Loss
-from lit_align.models import PairSettings
-from lit_align.module import AlignModule, OptimSettings, check
+from lit_align.module import AlignModule
+from lit_align.settings import OptimSettings, PairSettings, check
 
 
 def exo_loss(logratio: Tensor, target_logps: Tensor, beta: float, present: Tensor | None = None) -> Tensor:
@@ -82,8 +82,8 @@ class EXORw(AlignModule):
         self,
         beta: float = 0.5,
         reward_beta: float = 0.1,
-        pair: PairSettings | None = None,
-        optim: OptimSettings | None = None,
+        pair: PairSettings = PairSettings(),
+        optim: OptimSettings = OptimSettings(),
     ) -> None:
         super().__init__(pair, optim)
         check("model.beta", beta, beta > 0, "greater than 0", "0.5")
@@ -117,8 +117,8 @@ class EXOPref(AlignModule):
         self,
         beta: float = 0.5,
         epsilon: float = 1e-3,
-        pair: PairSettings | None = None,
-        optim: OptimSettings | None = None,
+        pair: PairSettings = PairSettings(),
+        optim: OptimSettings = OptimSettings(),
     ) -> None:
         super().__init__(pair, optim)
         check("model.beta", beta, beta > 0, "greater than 0", "0.5")

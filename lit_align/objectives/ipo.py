@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from lit_align.batch import CompletionBatch, Loss
-from lit_align.models import PairSettings
-from lit_align.module import AlignModule, OptimSettings, check
+from lit_align.module import AlignModule
+from lit_align.settings import OptimSettings, PairSettings, check
 
 
 def ipo_loss(logratio: Tensor, tau: float) -> Tensor:
@@ -40,8 +40,8 @@ class IPO(AlignModule):
         self,
         tau: float = 0.1,
         length_average: bool = False,
-        pair: PairSettings | None = None,
-        optim: OptimSettings | None = None,
+        pair: PairSettings = PairSettings(),
+        optim: OptimSettings = OptimSettings(),
     ) -> None:
         super().__init__(pair, optim)
         check("model.tau", tau, tau > 0, "greater than 0", "0.1")

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from lit_align.batch import CompletionBatch, Loss
-from lit_align.models import PairSettings
-from lit_align.module import AlignModule, OptimSettings, check
+from lit_align.module import AlignModule
+from lit_align.settings import OptimSettings, PairSettings, check
 
 
 def kto_loss(
@@ -73,8 +73,8 @@ class KTO(AlignModule):
         beta: float = 0.1,
         good_weight: float = 1.0,
         bad_weight: float = 1.0,
-        pair: PairSettings | None = None,
-        optim: OptimSettings | None = None,
+        pair: PairSettings = PairSettings(),
+        optim: OptimSettings = OptimSettings(),
     ) -> None:
         super().__init__(pair, optim)
         check("model.beta", beta, beta > 0, "greater than 0", "0.1")

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lit_align.batch import CompletionBatch, Loss
-from lit_align.models import PairSettings
-from lit_align.module import AlignModule, OptimSettings, check
+from lit_align.module import AlignModule
+from lit_align.settings import OptimSettings, PairSettings, check
 
 
 def log_odds(mean_logps: Tensor) -> Tensor:
@@ -55,7 +55,7 @@ class ORPO(AlignModule):
     """
 
     def __init__(
-        self, lambda_: float = 0.1, pair: PairSettings | None = None, optim: OptimSettings | None = None
+        self, lambda_: float = 0.1, pair: PairSettings = PairSettings(), optim: OptimSettings = OptimSettings()
     ) -> None:
         super().__init__(pair, optim)
         check("model.lambda_", lambda_, lambda_ >= 0, "0 or more", "0.1")

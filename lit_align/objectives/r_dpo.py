@@ -7,8 +7,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lit_align.batch import CompletionBatch, Loss
-from lit_align.models import PairSettings
-from lit_align.module import AlignModule, OptimSettings, check
+from lit_align.module import AlignModule
+from lit_align.settings import OptimSettings, PairSettings, check
 
 
 def r_dpo_loss(logratio: Tensor, lengths: Tensor, beta: float, alpha: float) -> Tensor:
@@ -48,8 +48,8 @@ class RDPO(AlignModule):
         self,
         beta: float = 0.1,
         alpha: float = 0.05,
-        pair: PairSettings | None = None,
-        optim: OptimSettings | None = None,
+        pair: PairSettings = PairSettings(),
+        optim: OptimSettings = OptimSettings(),
     ) -> None:
         super().__init__(pair, optim)
         check("model.beta", beta, beta > 0, "greater than 0", "0.1")

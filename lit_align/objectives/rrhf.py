@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from lit_align.batch import CompletionBatch, Loss
-from lit_align.models import PairSettings
-from lit_align.module import AlignModule, OptimSettings, check
+from lit_align.module import AlignModule
+from lit_align.settings import OptimSettings, PairSettings, check
 
 
 def rrhf_loss(mean_logps: Tensor, logps: Tensor, reward: Tensor, present: Tensor, lambda_: float) -> Tensor:
@@ -43,7 +43,7 @@ class RRHF(AlignModule):
     needs_reward = True
 
     def __init__(
-        self, lambda_: float = 1.0, pair: PairSettings | None = None, optim: OptimSettings | None = None
+        self, lambda_: float = 1.0, pair: PairSettings = PairSettings(), optim: OptimSettings = OptimSettings()
     ) -> None:
         super().__init__(pair, optim)
         check("model.lambda_", lambda_, lambda_ >= 0, "0 or more", "1")

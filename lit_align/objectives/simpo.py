@@ -7,8 +7,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lit_align.batch import CompletionBatch, Loss
-from lit_align.models import PairSettings
-from lit_align.module import AlignModule, OptimSettings, check
+from lit_align.module import AlignModule
+from lit_align.settings import OptimSettings, PairSettings, check
 
 
 def simpo_loss(mean_logps: Tensor, beta: float, gamma: float) -> Tensor:
@@ -43,8 +43,8 @@ class SimPO(AlignModule):
         self,
         beta: float = 2.0,
         gamma_beta_ratio: float = 0.5,
-        pair: PairSettings | None = None,
-        optim: OptimSettings | None = None,
+        pair: PairSettings = PairSettings(),
+        optim: OptimSettings = OptimSettings(),
     ) -> None:
         super().__init__(pair, optim)
         check("model.beta", beta, beta > 0, "greater than 0", "2")

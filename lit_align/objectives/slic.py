@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from lit_align.batch import CompletionBatch, Loss
-from lit_align.models import PairSettings
-from lit_align.module import AlignModule, OptimSettings, check
+from lit_align.module import AlignModule
+from lit_align.settings import OptimSettings, PairSettings, check
 
 
 def slic_loss(logps: Tensor, delta: float, lambda_: float) -> Tensor:
@@ -40,8 +40,8 @@ class SLiC(AlignModule):
         self,
         delta: float = 1.0,
         lambda_: float = 0.1,
-        pair: PairSettings | None = None,
-        optim: OptimSettings | None = None,
+        pair: PairSettings = PairSettings(),
+        optim: OptimSettings = OptimSettings(),
     ) -> None:
         super().__init__(pair, optim)
         check("model.delta", delta, delta >= 0, "0 or more", "1")

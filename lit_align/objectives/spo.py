@@ -8,8 +8,8 @@ from torch.nn import functional as F
 
 from lit_align.batch import CompletionBatch, Loss
 from lit_align.errors import UserError
-from lit_align.models import PairSettings
-from lit_align.module import AlignModule, OptimSettings, check
+from lit_align.module import AlignModule
+from lit_align.settings import OptimSettings, PairSettings, check
 
 
 def spo_loss(logps: Tensor, alpha: float, weight: Tensor | float = 1.0) -> Tensor:
@@ -71,8 +71,8 @@ class SPO(AlignModule):
         self,
         alpha: float = 0.01,
         gamma: float = 0.0,
-        pair: PairSettings | None = None,
-        optim: OptimSettings | None = None,
+        pair: PairSettings = PairSettings(),
+        optim: OptimSettings = OptimSettings(),
     ) -> None:
         super().__init__(pair, optim)
         if alpha == 0:

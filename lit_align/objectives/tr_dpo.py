@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 
 from lit_align.batch import CompletionBatch, Loss
-from lit_align.models import PairSettings
-from lit_align.module import AlignModule, OptimSettings, check
+from lit_align.module import AlignModule
 from lit_align.objectives.dpo import dpo_loss
+from lit_align.settings import OptimSettings, PairSettings, check
 
 
 class TRDPO(AlignModule):
@@ -32,8 +32,8 @@ class TRDPO(AlignModule):
         beta: float = 0.1,
         alpha: float = 0.6,
         tau: int = 1,
-        pair: PairSettings | None = None,
-        optim: OptimSettings | None = None,
+        pair: PairSettings = PairSettings(),
+        optim: OptimSettings = OptimSettings(),
     ) -> None:
         super().__init__(pair, optim)
         check("model.beta", beta, beta > 0, "greater than 0", "0.1")

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lit_align.batch import CompletionBatch
-from lit_align.models import PairSettings
-from lit_align.module import AlignModule, OptimSettings
+from lit_align.module import AlignModule
+from lit_align.settings import OptimSettings, PairSettings
 from tests.families import VOCABULARY, save_tiny
 
 

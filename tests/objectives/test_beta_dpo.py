@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from lit_align.errors import UserError
-from lit_align.models import PairSettings
-from lit_align.module import AlignModule, OptimSettings
+from lit_align.module import AlignModule
 from lit_align.objectives.beta_dpo import BetaDPO, batch_beta, keep_probability
 from lit_align.objectives.dpo import DPO, dpo_loss
+from lit_align.settings import OptimSettings, PairSettings
 from tests.families import save_tiny
 from tests.objectives.contract import ObjectiveContract, random_groups, train
 

@@ -10,10 +10,9 @@ from torch import Tensor
 
 from lit_align.batch import Perturbed, Scores
 from lit_align.errors import UserError
-from lit_align.models import PairSettings
-from lit_align.module import OptimSettings
 from lit_align.objectives.dpo import DPO, dpo_loss
 from lit_align.objectives.eps_dpo import EpsilonDPO, adapted_beta, monotone_step
+from lit_align.settings import OptimSettings, PairSettings
 from tests.families import save_tiny
 from tests.objectives.contract import ObjectiveContract, random_groups, train
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from lit_align.errors import UserError
-from lit_align.models import PairSettings
 from lit_align.objectives.ipo import IPO, ipo_loss
+from lit_align.settings import PairSettings
 from tests.objectives.contract import ObjectiveContract, random_groups
 
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lit_align.models import PairSettings
 from lit_align.objectives.sft import SFT, sft_loss
+from lit_align.settings import PairSettings
 from tests.families import save_tiny
 from tests.objectives.contract import ObjectiveContract, random_groups
 

@@ -11,10 +11,10 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
 from lit_align.errors import UserError
-from lit_align.models import PairSettings
-from lit_align.module import AlignModule, OptimSettings
+from lit_align.module import AlignModule
 from lit_align.objectives.dpo import DPO, dpo_loss
 from lit_align.objectives.tr_dpo import TRDPO
+from lit_align.settings import OptimSettings, PairSettings
 from tests.families import save_tiny
 from tests.objectives.contract import ObjectiveContract, random_groups, train
 

@@ -1,0 +1,95 @@
+"""The adapters of a pair: the policy's, and a reference's own where the reference is not the bare base."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from lit_align.errors import UserError
+from lit_align.settings import PairSettings
+
+POLICY = "default"
+REFERENCE = "reference"
+
+
+def adapted(base: Any, settings: PairSettings) -> Any:
+    """The base with its trained adapter, and a frozen copy of it where one is given to start from."""
+    from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+
+    lora = settings.lora
+    if lora.adapter is None:
+        config = LoraConfig(
+            task_type=TaskType.CAUSAL_LM, r=lora.r, lora_alpha=lora.alpha, target_modules=lora.target_modules
+        )
+        try:
+            return get_peft_model(base, config)
+        except ValueError as error:
+            linear = sorted({name.rsplit(".", 1)[-1] for name, m in base.named_modules() if isinstance(m, nn.Linear)})
+            raise UserError(
+                f"model.pair.lora.target_modules={lora.target_modules!r} matches no layer of {settings.model}; "
+                f"its linear layers are {', '.join(linear)}, and all-linear takes every one but the head"
+            ) from error
+    folder = Path(lora.adapter)
+    if folder.is_dir() and not (folder / "adapter_model.safetensors").is_file():
+        raise UserError(
+            f"model.pair.lora.adapter={lora.adapter}: the folder holds no adapter_model.safetensors "
+            "(pickled adapters are refused: save it again with safe_serialization=True)"
+        )
+    try:
+        model = PeftModel.from_pretrained(base, lora.adapter, adapter_name=POLICY, is_trainable=True)
+        model.load_adapter(lora.adapter, adapter_name=REFERENCE, is_trainable=False)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"model.pair.lora.adapter={lora.adapter} is no adapter for {settings.model}: {error}"
+        ) from error
+    model.set_adapter(POLICY)
+    return model
+
+
+@contextmanager
+def active(model: Any, name: str) -> Iterator[None]:
+    """Within this context another adapter is active; what was trained before is trained afterwards.
+
+    Args:
+        model: A peft model.
+        name: The adapter.
+    """
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    before = model.active_adapter
+    model.set_adapter(name, inference_mode=True)
+    try:
+        yield
+    finally:
+        model.set_adapter(before, inference_mode=True)
+        for parameter in trained:  # set_adapter decides on requires_grad by itself
+            parameter.requires_grad_(True)
+
+
+def factors(model: Any) -> Iterator[tuple[str, nn.Parameter, nn.Parameter]]:
+    """Name of each factor of the policy's adapter, the factor, and the reference's."""
+    named = dict(model.named_parameters())
+    for name, parameter in named.items():
+        if f".{POLICY}." in name:
+            yield name, parameter, named[name.replace(f".{POLICY}.", f".{REFERENCE}.")]
+
+
+def free_reference(model: Any, averaged: bool) -> None:
+    """Give the reference an adapter of its own, equal to the policy's start.
+
+    Args:
+        model: A peft model before its first update.
+        averaged: Freeze the policy's A and share it, so that averaging B averages the weights B·A.
+    """
+    if REFERENCE not in model.peft_config:
+        model.add_adapter(REFERENCE, copy.deepcopy(model.peft_config[POLICY]))
+    for name, policy, reference in factors(model):
+        down = "lora_A" in name
+        reference.requires_grad_(False)
+        policy.requires_grad_(not (averaged and down))
+        if down:
+            reference.data.copy_(policy.data)  # B is 0 in both, or both are the adapter started from

@@ -1,0 +1,76 @@
+"""The end of a run: the adapter with its tokenizer and model card, and how to load them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import yaml
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from lit_align.callbacks.progress import total_steps
+from lit_align.callbacks.run_folder import run_folder
+from lit_align.callbacks.samples import SampleTable
+from lit_align.card import CardFacts, loading_code, render_card
+
+
+class SaveAdapter(Callback):
+    """Writes ``adapter/`` (peft's format, with the tokenizer) and ``README.md`` when training ends or is interrupted.
+
+    Put it last, so that the card has the samples drawn after training.
+    """
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save, and tell the user where."""
+        self._save(trainer, pl_module)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Save what there is when the user stops a run that has begun."""
+        if isinstance(exception, KeyboardInterrupt) and trainer.global_step > 0:
+            self._save(trainer, pl_module, interrupted=True)
+
+    def _save(self, trainer: Trainer, pl_module: LightningModule, interrupted: bool = False) -> None:
+        folder = run_folder(trainer)
+        if folder is None or not folder.is_dir() or not trainer.is_global_zero:
+            return
+        adapter = folder / "adapter"
+        pl_module.pair.save_adapter(adapter)  # type: ignore[union-attr,operator]
+        pl_module.tokenizer.save_pretrained(str(adapter))  # type: ignore[union-attr,operator]
+        facts = gather(trainer, pl_module, folder, interrupted)
+        for place in (folder, adapter):  # peft leaves a template in the adapter's folder
+            (place / "README.md").write_text(render_card(facts), encoding="utf-8")
+        if interrupted:
+            print(f"interrupted after step {facts.steps}; what was learned until then is kept")
+        print(closing_lines(facts.base_model, folder), flush=True)
+
+
+def gather(trainer: Trainer, module: LightningModule, folder: Path, interrupted: bool) -> CardFacts:
+    """Collect what the model card says from a trainer whose run ends."""
+    settings = module.pair_settings
+    config = folder / "config.yaml"
+    report = getattr(trainer.datamodule, "report", None)  # type: ignore[attr-defined]
+    samples = next((c.summaries for c in trainer.callbacks if isinstance(c, SampleTable)), [])  # type: ignore[attr-defined]
+    return CardFacts(
+        base_model=str(settings.model),  # type: ignore[union-attr]
+        objective=type(module).__name__,
+        summary=(type(module).__doc__ or "").strip().splitlines()[0],
+        config=yaml.safe_load(config.read_text(encoding="utf-8")) if config.is_file() else {},
+        report="" if report is None else report.render(),
+        metrics={name: float(value) for name, value in trainer.callback_metrics.items()},
+        samples=samples,
+        steps=trainer.global_step,
+        planned_steps=total_steps(trainer),
+        interrupted=interrupted,
+    )
+
+
+def closing_lines(model: str, folder: Path) -> str:
+    """Where the results are, and three lines of Python that load the adapter.
+
+    Args:
+        model: Base model, as the user named it.
+        folder: The run folder.
+    """
+    found = {"adapter": "adapter", "model card": "README.md", "curves": "curves.png", "samples": "samples.jsonl"}
+    lines = [f"  {name:<12}{folder / file}" for name, file in found.items() if (folder / file).exists()]
+    code = "\n".join(f"  {line}" for line in loading_code(model, str(folder / "adapter")))
+    return "\n".join(["saved", *lines, "load the adapter with", code])

@@ -1,0 +1,138 @@
+"""Completions drawn at one moment of training, scored, judged and summed up."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor
+
+from lit_align.batch import CompletionBatch, Reward, Sampling
+
+PROMPTS_AT_ONCE = 16
+
+
+@dataclass
+class Draw:
+    """N completions of each of some prompts at one moment of training.
+
+    Attributes:
+        step: Optimizer steps taken.
+        prompts: N texts.
+        completions: N lists of K texts.
+        tokens: Completion tokens, end of sequence included, int64 (N, K).
+        ended: Whether a completion ended by itself, bool (N, K).
+        kl: KL(policy ‖ reference) summed over each completion's tokens, nats (N, K); None for the reference's own.
+        reward: The oracle's reward, float (N, K), or None without an oracle.
+    """
+
+    step: int
+    prompts: list[str]
+    completions: list[list[str]]
+    tokens: Tensor
+    ended: Tensor
+    kl: Tensor | None = None
+    reward: Tensor | None = None
+
+    def summary(self) -> dict[str, Any]:
+        """Means with the standard error over prompts; JSON-ready."""
+        result: dict[str, Any] = {"step": self.step, "prompts": len(self.prompts), "completions": self.tokens.shape[1]}
+        for name in ("reward", "kl"):
+            values = getattr(self, name)
+            if values is not None:
+                result[name] = mean_and_error(values)
+        return result | {"ended": self.ended.double().mean().item(), "tokens": self.tokens.double().mean().item()}
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """One record for each completion."""
+        for i, prompt in enumerate(self.prompts):
+            for k, completion in enumerate(self.completions[i]):
+                row = {"step": self.step, "prompt": prompt, "completion": completion}
+                row |= {"tokens": int(self.tokens[i, k]), "ended": bool(self.ended[i, k])}
+                values = {name: getattr(self, name) for name in ("reward", "kl")}
+                yield row | {name: float(value[i, k]) for name, value in values.items() if value is not None}
+
+
+def mean_and_error(values: Tensor) -> dict[str, float | None]:
+    """Mean over prompts and its standard error, where the completions of one prompt count as one cluster.
+
+    Args:
+        values: One value per completion, (N, K).
+
+    Returns:
+        ``mean``, and ``standard_error`` = sd of the N prompt means / sqrt(N); None for a single prompt.
+    """
+    means = values.double().mean(1)
+    error = (means.std() / math.sqrt(len(means))).item() if len(means) > 1 else None
+    return {"mean": means.mean().item(), "standard_error": error}
+
+
+@contextmanager
+def undisturbed(module: LightningModule) -> Iterator[None]:
+    """No gradients, every part in eval mode, torch's random states forked; all as before afterwards."""
+    modes = {part: part.training for part in module.modules()}
+    devices = [module.device] if module.device.type == "cuda" else []
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=devices):
+            module.eval()
+            yield
+    finally:
+        for part, training in modes.items():
+            part.training = training
+
+
+def draw(module: Any, prompts: CompletionBatch, completions: int, sampling: Sampling, reference: bool) -> Draw:
+    """Draw and score completions.
+
+    Args:
+        module: An AlignModule whose pair is built.
+        prompts: N prompts; their own completions are ignored.
+        completions: Completions of each prompt, >= 1.
+        sampling: How they are drawn.
+        reference: Draw from the reference instead of the policy; its KL to itself is left out.
+    """
+    parts: list[tuple[CompletionBatch, Tensor | None]] = []
+    for start in range(0, len(prompts.prompt_ids), PROMPTS_AT_ONCE):
+        some = CompletionBatch(*(f if f is None else f[start : start + PROMPTS_AT_ONCE] for f in prompts))  # type: ignore[arg-type]
+        seeded = sampling._replace(seed=sampling.seed + start)
+        batch = module.pair.generate(some, completions, seeded, reference=reference)
+        kl = None if reference else module.pair.score(batch, kl=True).token_kl.sum(-1).cpu()
+        parts.append((batch, kl))
+    tokenizer = module.tokenizer
+    lengths = [batch.lengths for batch, _ in parts]
+    ended = [e.cpu() for e in (_ended(batch, sampling, tokenizer.eos_token_id) for batch, _ in parts)]
+    texts = [_texts(tokenizer, ids, mask) for batch, _ in parts for ids, mask in zip(*batch[2:4], strict=True)]
+    asked = [_texts(tokenizer, batch.prompt_ids, batch.prompt_mask) for batch, _ in parts]
+    kls = [kl for _, kl in parts if kl is not None]
+    return Draw(
+        step=0,
+        prompts=[text for some in asked for text in some],
+        completions=texts,
+        tokens=torch.cat(lengths).cpu(),
+        ended=torch.cat(ended),
+        kl=torch.cat(kls) if kls else None,
+    )
+
+
+def _texts(tokenizer: Any, ids: Tensor, mask: Tensor) -> list[str]:
+    return [tokenizer.decode(i[m].tolist(), skip_special_tokens=True) for i, m in zip(ids, mask, strict=True)]
+
+
+def _ended(batch: CompletionBatch, sampling: Sampling, eos: int) -> Tensor:
+    """A completion below the token budget ended by itself; one that fills it did if its last token says so."""
+    last = batch.completion_ids.gather(-1, (batch.lengths - 1).clamp(min=0).unsqueeze(-1)).squeeze(-1)
+    return (batch.lengths < sampling.max_new_tokens) | (last == eos)
+
+
+def judged(oracle: Reward | None, drawn: Draw) -> Tensor | None:
+    """The oracle's reward of each completion, (N, K), or None without an oracle."""
+    if oracle is None:
+        return None
+    flat = [text for texts in drawn.completions for text in texts]
+    asked = [p for p, texts in zip(drawn.prompts, drawn.completions, strict=True) for _ in texts]
+    return torch.tensor(list(oracle(asked, flat)), dtype=torch.float64).view(drawn.tokens.shape)

@@ -1,0 +1,190 @@
+"""The model card of a run: what was trained on what, how, with which result, and how to load it."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lit_align.assets import resolve
+
+TRAINER_KEYS = (
+    "accelerator",
+    "devices",
+    "strategy",
+    "precision",
+    "max_epochs",
+    "max_steps",
+    "accumulate_grad_batches",
+    "gradient_clip_val",
+)
+"""What the card tells of the trainer."""
+PACKAGES = ("lit_align", "torch", "lightning", "transformers", "peft", "bitsandbytes")
+
+
+@dataclass
+class CardFacts:
+    """What a model card says.
+
+    Attributes:
+        base_model: Local folder, Hub name or the packaged model, as the user named it.
+        objective: Class name of the objective.
+        summary: One line about it.
+        config: The effective configuration, with the keys ``model``, ``data`` and ``trainer``.
+        report: What was read, kept and dropped, as ``DataReport.render`` puts it.
+        metrics: Logged name -> last value.
+        samples: Summaries of the draws, in order; the first is from the reference.
+        steps: Optimizer steps taken.
+        planned_steps: Optimizer steps of the whole run, if known.
+        interrupted: Whether the user stopped the run.
+    """
+
+    base_model: str
+    objective: str
+    summary: str = ""
+    config: dict[str, Any] = field(default_factory=dict)
+    report: str = ""
+    metrics: dict[str, float] = field(default_factory=dict)
+    samples: Sequence[dict[str, Any]] = ()
+    steps: int = 0
+    planned_steps: int | None = None
+    interrupted: bool = False
+
+    @property
+    def dataset(self) -> str | None:
+        """The dataset's name or path, if the configuration names one."""
+        return (self.config.get("data") or {}).get("init_args", {}).get("dataset")
+
+
+def render_card(facts: CardFacts) -> str:
+    """The card as Markdown with YAML front matter, in the form the Hub reads."""
+    front = yaml.safe_dump(front_matter(facts), sort_keys=False, allow_unicode=True)
+    planned = f" of {facts.planned_steps}" if facts.planned_steps is not None else ""
+    state = " The run was interrupted; this is the adapter at that moment." if facts.interrupted else ""
+    metrics = ((name, f"{value:.5g}") for name, value in sorted(facts.metrics.items()))
+    parts = [
+        f"---\n{front}---",
+        f"# {facts.objective} adapter for {_shown_model(facts.base_model)}",
+        f"A LoRA adapter trained on preferences with lit_align: {facts.steps}{planned} optimizer steps of "
+        f"{facts.objective}.{state}\n\n{facts.summary}".rstrip(),
+        _section("Load it", "```python\n" + "\n".join(_portable_code(facts)) + "\n```"),
+        _section("Samples", _samples(facts.samples)),
+        _section("Metrics", _table(("metric", "last value"), metrics)),
+        _section("Hyperparameters", _table(("key", "value"), _hyperparameters(facts.config))),
+        _section("Data", f"```\n{facts.report}\n```" if facts.report else ""),
+        _section("Versions", _table(("package", "version"), versions().items())),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def front_matter(facts: CardFacts) -> dict[str, Any]:
+    """The metadata of the card; of a local path only the last part is told, and a local dataset stays out."""
+    found: dict[str, Any] = {"base_model": _shown_model(facts.base_model), "library_name": "peft"}
+    found["pipeline_tag"] = "text-generation"
+    found["tags"] = ["lit_align", "preference-alignment", "lora", facts.objective.lower()]
+    if facts.dataset and _on_hub(facts.dataset):
+        found["datasets"] = [facts.dataset]
+    return found
+
+
+def loading_code(model: str, adapter: str) -> list[str]:
+    """Three lines of Python that load an adapter with transformers and peft.
+
+    Args:
+        model: Base model, as the user named it.
+        adapter: Folder of the adapter.
+    """
+    return [
+        "from peft import PeftModel; from transformers import AutoModelForCausalLM, AutoTokenizer",
+        f"model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained({resolve(model)!r}), {adapter!r})",
+        f"tokenizer = AutoTokenizer.from_pretrained({adapter!r})",
+    ]
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that matter, those installed."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _portable_code(facts: CardFacts) -> list[str]:
+    """The loading code without a path of this machine, for the packaged model and the adapter's folder."""
+    lines = loading_code(facts.base_model, "adapter")
+    packaged = resolve(facts.base_model)
+    if packaged == facts.base_model:
+        return lines
+    lines = [line.replace(repr(packaged), f"resolve({facts.base_model!r})") for line in lines]
+    return ["from lit_align.assets import resolve", *lines]
+
+
+def _on_hub(name: str) -> bool:
+    """Whether a name reads as ``owner/name`` and is no path here."""
+    return name.count("/") == 1 and not name.startswith((".", "/", "~")) and not Path(name).exists()
+
+
+def _shown_model(name: str) -> str:
+    return name if _on_hub(name) else Path(name).name
+
+
+def _samples(draws: Sequence[dict[str, Any]]) -> str:
+    if not draws:
+        return ""
+    rows = (
+        (
+            "before" if index == 0 else f"step {draw['step']}",
+            _plus_minus(draw.get("reward")),
+            _plus_minus(draw.get("kl")),
+            f"{draw['ended']:.0%}",
+            f"{draw['tokens']:.1f}",
+        )
+        for index, draw in enumerate(draws)
+    )
+    table = _table(("", "reward", "KL(policy ‖ reference), nats", "ended", "tokens"), rows)
+    return f"{draws[0]['prompts']} held-out prompts; mean ± standard error over prompts.\n\n{table}"
+
+
+def _plus_minus(value: dict[str, float | None] | None) -> str:
+    if value is None:
+        return "–"
+    error = value["standard_error"]
+    return f"{value['mean']:.3f}" + ("" if error is None else f" ± {error:.3f}")
+
+
+def _hyperparameters(config: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Settings of model, data and trainer, without what was left unset."""
+    for key in ("model", "data"):
+        section = config.get(key) or {}
+        yield from _flat(section.get("init_args", {}), f"{key}.")
+    trainer = config.get("trainer") or {}
+    yield from _flat({key: trainer.get(key) for key in TRAINER_KEYS}, "trainer.")
+    if "seed_everything" in config:
+        yield "seed_everything", config["seed_everything"]
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        elif value is not None:
+            yield prefix + str(key), value
+
+
+def _section(title: str, body: str) -> str:
+    return f"## {title}\n\n{body}" if body else ""
+
+
+def _table(head: Sequence[str], rows: Any) -> str:
+    lines = ["| " + " | ".join(str(cell).replace("|", "\\|").replace("\n", " ") for cell in row) + " |" for row in rows]
+    if not lines:
+        return ""
+    return "\n".join(["| " + " | ".join(head) + " |", "|" + " --- |" * len(head), *lines])

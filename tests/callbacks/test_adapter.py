@@ -1,0 +1,62 @@
+"""The end of a run: adapter, tokenizer and card are there, also after an interruption."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import yaml
+
+from lit_align.callbacks.adapter import SaveAdapter
+from lit_align.callbacks.run_folder import RunFolder
+from lit_align.callbacks.samples import SampleTable
+from tests.callbacks.toy import ToyData, ToyModule, trainer
+
+
+class Toy(ToyModule):
+    """A toy objective."""
+
+    def __init__(self, stop_at: int = 0) -> None:
+        super().__init__(stop_at)
+        self.pair_settings = SimpleNamespace(model="owner/base")
+
+
+def files(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+SAVED = {"adapter/adapter_model.safetensors", "adapter/tokenizer.json", "adapter/README.md", "README.md"}
+
+
+def test_the_end_of_a_run_saves_everything_and_says_where(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "run"
+    trainer(RunFolder(folder), SampleTable(prompts=2), SaveAdapter()).fit(Toy(), datamodule=ToyData())
+    assert files(folder) >= SAVED
+    card = (folder / "README.md").read_text()
+    assert yaml.safe_load(card.split("---")[1])["base_model"] == "owner/base"
+    assert "12 of 12 optimizer steps" in card
+    assert "| step 12 |" in card
+    assert (folder / "adapter" / "README.md").read_text() == card
+    out = capsys.readouterr().out
+    assert str(folder / "adapter") in out
+    assert "PeftModel.from_pretrained(" in out
+
+
+def test_an_interrupted_run_keeps_what_it_learned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        trainer(RunFolder(tmp_path / "run"), SaveAdapter()).fit(Toy(stop_at=5), datamodule=ToyData())
+    assert files(tmp_path / "run") >= SAVED
+    assert "interrupted" in (tmp_path / "run" / "README.md").read_text()
+    assert "interrupted after step 5" in capsys.readouterr().out
+
+
+def test_other_errors_save_nothing(tmp_path: Path) -> None:
+    class Broken(Toy):
+        def on_train_batch_start(self, batch: object, batch_idx: int) -> None:
+            if batch_idx == 3:
+                raise RuntimeError("a defect")
+
+    with pytest.raises(RuntimeError, match="a defect"):
+        trainer(RunFolder(tmp_path / "run"), SaveAdapter()).fit(Broken(), datamodule=ToyData())
+    assert not files(tmp_path / "run") & SAVED

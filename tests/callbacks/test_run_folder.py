@@ -1,0 +1,81 @@
+"""The run folder appears when training starts, whole, and not before."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from lit_align.callbacks.run_folder import RunFolder, run_folder
+from lit_align.errors import UserError
+from tests.callbacks.toy import ToyData, ToyModule, trainer
+
+
+class BrokenData(ToyData):
+    def setup(self, stage: str) -> None:
+        raise UserError("no data")
+
+
+class BrokenModule(ToyModule):
+    def configure_model(self) -> None:
+        raise UserError("no model")
+
+
+class Report:
+    def render(self) -> str:
+        return "12 rows read"
+
+
+class ReportedData(ToyData):
+    report = Report()
+
+    def save_report(self, path: str | Path) -> None:
+        Path(path).write_text("{}")
+
+
+def test_the_folder_is_flat_and_holds_config_report_and_logs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = RunFolder(tmp_path / "a" / "run", config="seed: 1\n")
+    run = trainer(folder)
+    run.fit(ToyModule(), datamodule=ReportedData())
+    files = {path.name for path in (tmp_path / "a" / "run").iterdir()}
+    assert {name for name in files if not name.startswith("events")} == {
+        "config.yaml",
+        "data_report.json",
+        "metrics.csv",
+    }
+    assert len(files) == 4
+    assert (folder.path / "config.yaml").read_text() == "seed: 1\n"
+    rows = list(csv.DictReader((folder.path / "metrics.csv").open()))
+    assert [float(row["train/loss"]) for row in rows if row["train/loss"]] == [2, 4, 6, 8, 10, 12]
+    assert "12 rows read" in capsys.readouterr().out
+    assert run_folder(run) == folder.path
+
+
+@pytest.mark.parametrize(("module", "data"), [(ToyModule(), BrokenData()), (BrokenModule(), ToyData())])
+def test_a_run_that_cannot_start_leaves_no_folder(tmp_path: Path, module: ToyModule, data: ToyData) -> None:
+    with pytest.raises(UserError):
+        trainer(RunFolder(tmp_path / "run", config="x")).fit(module, datamodule=data)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_users_own_logger_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = trainer(RunFolder("run", config="x", loggers=False))
+    run.fit(ToyModule(), datamodule=ToyData())
+    assert run.loggers == []
+    assert [str(path) for path in Path().rglob("*") if path.is_file()] == ["run/config.yaml"]
+
+
+def test_a_folder_with_a_run_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "metrics.csv").touch()
+    with pytest.raises(UserError, match="already holds a run"):
+        RunFolder(tmp_path)
+
+
+def test_a_folder_that_cannot_be_made_is_the_users_error(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot be made"):
+        trainer(RunFolder(tmp_path / "file" / "run")).fit(ToyModule(), datamodule=ToyData())
