@@ -13,6 +13,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from lit_align.batch import CompletionBatch, Loss, Rollout, Scores
+from lit_align.checks import check_groups, check_start
 from lit_align.errors import UserError
 from lit_align.metrics import Throughput, Total, standard_metrics
 from lit_align.models import load_tokenizer
@@ -89,7 +90,7 @@ class AlignModule(LightningModule, ABC):
         scores = self.pair.score(batch, reference=reference, epsilon=epsilon, kl=reference and self._shows_kl())
         self._scores = scores
         if reference and self.training_starts:
-            self._check_start(scores)
+            check_start(scores, self.pair_settings.model)
         return scores
 
     def over_ranks(self, values: Tensor) -> Tensor:
@@ -125,22 +126,8 @@ class AlignModule(LightningModule, ABC):
             UserError: If groups have too few or too many completions, or no rewards where they are needed.
         """
         data = getattr(self.trainer, "datamodule", None)
-        if data is None or not hasattr(data, "prompts"):
-            return
-        batch: CompletionBatch = data.prompts(1)
-        name, found = type(self).__name__, batch.present.shape[1]
-        least, most = self.columns
-        if not least <= found <= most:
-            wanted = f"{least}" if least == most else f"{least} or more"
-            raise UserError(
-                f"{name} learns from groups of {wanted} completions, and {type(data).__name__} gives {found}: "
-                f"choose another --data or --data.select (docs/data.md), or another objective"
-            )
-        if self.needs_reward and batch.reward is None:
-            raise UserError(
-                f"{name} needs a reward for each completion, and the rows of {type(data).__name__} have none: "
-                "give rows with `completions` and `rewards` to --data ScoredGroups"
-            )
+        if data is not None and hasattr(data, "prompts"):
+            check_groups(type(self).__name__, self.columns, self.needs_reward, type(data).__name__, data.prompts(1))
 
     def configure_model(self) -> None:
         """Build the pair on the device of this process; called by Lightning after the data has been read."""
@@ -264,12 +251,3 @@ class AlignModule(LightningModule, ABC):
 
     def _log_every(self) -> int:
         return max(1, getattr(self.trainer, "log_every_n_steps", 1))
-
-    def _check_start(self, scores: Scores) -> None:
-        assert scores.reference_token_logps is not None
-        gap = (scores.token_logps - scores.reference_token_logps).detach().abs().max()
-        if gap > 0:
-            raise UserError(
-                f"before the first step policy and reference differ by {gap.item():.3g} nats on a token, where they "
-                f"must agree exactly: the reference of {self.pair_settings.model} is not the model training starts from"
-            )

@@ -23,7 +23,8 @@ ALLOWED = {
     "models": FOUNDATION | {"logprobs", "settings"},
     "adapters": FOUNDATION | {"settings"},
     "pair": FOUNDATION | {"adapters", "logprobs", "layout", "models", "settings"},
-    "module": FOUNDATION | {"metrics", "models", "pair", "settings"},
+    "checks": FOUNDATION,
+    "module": FOUNDATION | {"checks", "metrics", "models", "pair", "settings"},
     "objectives": FOUNDATION | {"metrics", "module", "objectives", "settings"},
     "data": FOUNDATION | {"data"},
 }

@@ -15,6 +15,7 @@ from lit_align.errors import UserError
 from lit_align.module import AlignModule
 from lit_align.objectives.dpo import DPO
 from lit_align.objectives.eps_dpo import EpsilonDPO
+from lit_align.objectives.kto import KTO
 from lit_align.settings import LoraSettings, OptimSettings, PairSettings, usual_learning_rate
 from tests.families import save_tiny
 from tests.objectives.contract import Groups, random_groups, same_start, train
@@ -128,6 +129,32 @@ def test_a_reference_that_is_not_the_start_stops_the_run(tmp_path: Path) -> None
                 parameter.fill_(0.01)
     with pytest.raises(UserError, match="before the first step policy and reference differ"):
         train(module, random_groups(4, 2), [4], 1)
+
+
+class OneCompletion(Groups):
+    def prompts(self, n: int) -> CompletionBatch:
+        return random_groups(n, 1)
+
+
+def test_data_an_objective_cannot_learn_from_is_refused_before_the_model_loads(tmp_path: Path) -> None:
+    trainer = Trainer(accelerator="cpu", max_epochs=1, logger=False, enable_progress_bar=False)
+    module = DPO(pair=PairSettings(str(tmp_path / "absent")))
+    with pytest.raises(UserError, match=r"DPO learns from groups of 2 completions, and OneCompletion gives 1"):
+        trainer.fit(module, datamodule=OneCompletion(random_groups(4, 1), [4]))
+    with pytest.raises(UserError, match=r"KTO needs a reward for each completion"):
+        trainer.fit(
+            KTO(pair=PairSettings(str(tmp_path / "absent"))), datamodule=OneCompletion(random_groups(4, 1), [4])
+        )
+
+
+def test_validation_reads_the_scores_of_its_own_batch(tmp_path: Path) -> None:
+    module = build(tmp_path, DPO)
+    module.configure_model()
+    first, second = random_groups(4, 2), random_groups(2, 2, seed=9)
+    for batch in (first, second):
+        module.validation_step(batch, 0)
+    found = module.val_metrics.compute()["val/lengths/chosen"].item()
+    assert found == pytest.approx((first.lengths[:, 0].sum() + second.lengths[:, 0].sum()).item() / 6)
 
 
 def test_the_first_logged_loss_is_ln_2(tmp_path: Path) -> None:
