@@ -318,3 +318,8 @@ def test_only_errors_of_the_user_lose_their_traceback() -> None:
     wrapped = ValueError("around")
     wrapped.__cause__ = UserError("inside")
     assert for_the_user(wrapped) == "inside"
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+def test_a_config_of_an_objective_is_short(config: Path) -> None:
+    assert len(config.read_text(encoding="utf-8").splitlines()) <= 25
