@@ -1,19 +1,21 @@
-"""The model and data that come with the package."""
+"""What ships inside the package: a small language model of children's stories and preference data for it."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-STORIES = "stories"
+_FOLDER = Path(__file__).parent
+_NAMES = ("stories",)
 
 
 def resolve(name: str) -> str:
-    """The packaged folder for "stories", any other name as it is.
+    """The folder of an embedded model or dataset, or the name unchanged.
 
     Args:
-        name: A model or dataset as the user wrote it.
+        name: ``"stories"``, or anything else: a local directory, or a name on the Hugging Face Hub.
 
     Returns:
-        A path or name that can be loaded.
+        The absolute path of the packaged folder for ``"stories"``, otherwise ``name``. A local directory called
+        ``stories`` is meant by ``./stories``.
     """
-    return str(Path(__file__).parent / STORIES) if name == STORIES else name
+    return str(_FOLDER / name) if name in _NAMES else name

@@ -74,6 +74,6 @@ def _differing(prompt: str, whole: str, place: str) -> str:
         f"{place}: the chat template does not keep the prompt as the beginning of the whole conversation, so the "
         f"completion's tokens cannot be told from the prompt's. From character {at} the prompt reads "
         f"{prompt[at : at + 60]!r}, the whole conversation {whole[at : at + 60]!r}. Use a tokenizer whose template "
-        "only appends (one that rewrites or removes earlier text does not), or give prompt, "
-        "chosen and rejected as plain text"
+        "only appends (one that rewrites or removes earlier text does not), or give prompts "
+        "and completions as plain text"
     )

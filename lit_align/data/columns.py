@@ -3,53 +3,61 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from typing import Any
 
 from lit_align.data.rows import DataError, Row, Source
 
-FORMATS = (("prompt", "chosen", "rejected"), ("chosen", "rejected"), ("prompt", "completions", "rewards"))
-NAMES = ("prompt", "chosen", "rejected", "completions", "rewards")
+Columns = tuple[str, ...]
+"""The names of ours that a kind of row needs."""
+
 _SYNONYMS = {
     "prompt": ("question", "instruction", "query", "input", "context", "problem"),
     "chosen": ("preferred", "accepted", "winner", "better", "good", "response_chosen", "positive", "response_w"),
     "rejected": ("dispreferred", "loser", "worse", "bad", "response_rejected", "negative", "response_l"),
     "completions": ("responses", "answers", "candidates", "outputs", "generations"),
     "rewards": ("scores", "ratings", "labels", "score"),
+    "completion": ("response", "answer", "output", "target", "summary"),
+    "label": ("desirable", "is_good", "good", "thumbs_up", "liked"),
+    "messages": ("conversation", "conversations", "dialog", "dialogue", "chat"),
 }
 
 
-def rename(source: Source, columns: dict[str, str]) -> tuple[list[Row], set[str]]:
+def rename(source: Source, columns: dict[str, str], formats: Sequence[Columns]) -> tuple[list[Row], Columns]:
     """Give the user's columns our names.
 
     Args:
         source: Rows with the user's names.
         columns: Our name to the user's.
+        formats: The kinds of rows accepted, the preferred one first.
 
     Returns:
-        The renamed rows, and the names of ours that at least one row has.
+        The renamed rows, and the first of ``formats`` of which every name is in at least one row.
 
     Raises:
         DataError: If a key of ``columns`` is no name of ours, a value is no column, or the columns fit no format.
     """
     found = list(dict.fromkeys(name for row in source.rows for name in row.fields))
-    _check_map(source.name, columns, found)
+    known = list(dict.fromkeys(name for format in formats for name in format))
+    _check_map(source.name, columns, found, known)
     taken = set(columns.values())
-    ours = {columns.get(name, name): name for name in NAMES if name in columns or name not in taken}
+    ours = {columns.get(name, name): name for name in known if name in columns or name not in taken}
     rows = [
         row._replace(fields={ours[name]: value for name, value in row.fields.items() if name in ours})
         for row in source.rows
     ]
     names = {ours[name] for name in found if name in ours}
-    if not any(names.issuperset(wanted) for wanted in FORMATS):
-        raise DataError(_no_format(source.name, found, names))
-    return rows, names
+    for format in formats:
+        if names.issuperset(format):
+            return rows, format
+    raise DataError(_no_format(source.name, found, names, formats))
 
 
-def _check_map(place: str, columns: dict[str, Any], found: list[str]) -> None:
+def _check_map(place: str, columns: dict[str, Any], found: list[str], known: list[str]) -> None:
     for name, column in columns.items():
-        if name not in NAMES:
+        if name not in known:
             raise DataError(
-                f'columns: "{name}" is not a name of ours; accepted: {", ".join(NAMES)}; write "our name: your column"'
+                f'columns: "{name}" is not a name of ours; accepted: {", ".join(known)}; write "our name: your column"'
             )
         if column not in found:
             near = difflib.get_close_matches(str(column), found, n=1)
@@ -59,19 +67,19 @@ def _check_map(place: str, columns: dict[str, Any], found: list[str]) -> None:
             )
 
 
-def _no_format(place: str, found: list[str], names: set[str]) -> str:
+def _no_format(place: str, found: list[str], names: set[str], formats: Sequence[Columns]) -> str:
     """The columns found, the formats there are, and a mapping to paste."""
     listed = ", ".join(found) or "none"
-    if "label" in found and "completion" in found:
+    if {"completion", "label"} <= set(found) and not any("label" in format for format in formats):
         return (
             f"{place}: columns completion and label are unpaired data, which has nothing to compare; "
-            "give chosen and rejected, or completions and rewards"
+            "give chosen and rejected, or completions and rewards, or train on it with --data UnpairedData"
         )
-    formats = "; ".join(" + ".join(wanted) for wanted in FORMATS)
-    wanted = max(FORMATS, key=lambda format: sum(name in names or bool(_guess(name, found)) for name in format))
+    accepted = "; ".join(" + ".join(wanted) for wanted in formats)
+    wanted = max(formats, key=lambda format: sum(name in names or bool(_guess(name, found)) for name in format))
     mapping = ", ".join(f"{name}: {_guess(name, found) or '<your column>'}" for name in wanted if name not in names)
     return (
-        f"{place}: the columns fit no format.\n  found:  {listed}\n  wanted: {formats}\n"
+        f"{place}: the columns fit no format.\n  found:  {listed}\n  wanted: {accepted}\n"
         f"  map yours in the config, for example:\n    data:\n      columns: {{{mapping}}}"
     )
 

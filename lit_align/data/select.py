@@ -34,6 +34,16 @@ def best_and_worst(rewards: Sequence[float]) -> tuple[int, int] | None:
     return order[0], order[-1]
 
 
+def at_least(rewards: Sequence[float], threshold: float) -> list[int]:
+    """Positions of the completions whose reward is ``threshold`` or more, best first; equal rewards keep their order.
+
+    Args:
+        rewards: One finite reward for each completion, larger is better, (K,).
+        threshold: Smallest reward that counts.
+    """
+    return [number for number in ranked(rewards) if rewards[number] >= threshold]
+
+
 def all_pairs(rewards: Sequence[float]) -> list[tuple[int, int]]:
     """Every (better, worse) pair of positions with unequal rewards, ordered by the better one's rank, then the worse
     one's.

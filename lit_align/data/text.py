@@ -43,7 +43,11 @@ class _Rendered(NamedTuple):
 
 
 def tokenize(
-    examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, limits: Limits, report: SplitReport
+    examples: Sequence[Example],
+    tokenizer: PreTrainedTokenizerBase,
+    limits: Limits,
+    report: SplitReport,
+    comparing: bool = True,
 ) -> list[Group]:
     """Tokenize examples.
 
@@ -57,6 +61,7 @@ def tokenize(
         tokenizer: The policy's.
         limits: Token budgets.
         report: Receives what was shortened and dropped.
+        comparing: Whether several completions that have become equal are of no use.
 
     Returns:
         One group for each example that is kept, in their order.
@@ -79,13 +84,18 @@ def tokenize(
         prompt = _shorten(one, ids, tokenizer, specials, limits, report)
         budget = limits.max_total - len(prompt)
         ended = [[*ids, specials.eos_id] for ids in islice(completions, len(one.completions))]
-        group = _group(one.example, prompt, ended, budget, report)
+        group = _group(one.example, prompt, ended, budget, report, comparing)
         groups += [] if group is None else [group]
     return groups
 
 
 def _group(
-    example: Example, prompt: list[int], completions: list[list[int]], budget: int, report: SplitReport
+    example: Example,
+    prompt: list[int],
+    completions: list[list[int]],
+    budget: int,
+    report: SplitReport,
+    comparing: bool,
 ) -> Group | None:
     if not prompt:
         report.drop("empty prompt", example.place)
@@ -93,7 +103,7 @@ def _group(
     if any(len(ids) > budget for ids in completions):
         report.note("completion cut on the right", example.place)
     cut = [ids[:budget] for ids in completions]
-    if all(ids == cut[0] for ids in cut[1:]):
+    if comparing and len(cut) > 1 and all(ids == cut[0] for ids in cut[1:]):
         report.drop("identical after tokenization and cutting", example.place)
         return None
     tensors = [torch.tensor(ids, dtype=torch.int32) for ids in cut]
@@ -130,8 +140,8 @@ def _render(
     if not templated:
         raise DataError(
             f'{example.place}: the row holds messages, but the tokenizer of "{tokenizer.name_or_path}" has no chat '
-            "template; use an instruction-tuned model, set the tokenizer's chat_template, or give prompt, chosen and "
-            "rejected as plain text"
+            "template; use an instruction-tuned model, set the tokenizer's chat_template, or give prompts and "
+            "completions as plain text"
         )
     prompt = render_prompt(example.prompt, tokenizer)
     texts = [

@@ -10,6 +10,9 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from lit_align.batch import CompletionBatch
+from lit_align.data.completions import CompletionData
+
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -55,6 +58,33 @@ def write_jsonl(path: Path, rows: list[Any]) -> Path:
 def pair_rows(count: int) -> list[dict[str, str]]:
     """Distinct prompts with a chosen and a rejected completion of different lengths."""
     return [{"prompt": f"Q{n:03d}", "chosen": f" yes{'!' * (n % 5)}", "rejected": " no"} for n in range(count)]
+
+
+def texts_of(batch: CompletionBatch) -> list[list[str]]:
+    """The completions of each group that are present, by a byte tokenizer."""
+    tokenizer = byte_tokenizer()
+    return [
+        [
+            tokenizer.decode(ids[mask])
+            for ids, mask, there in zip(*columns, strict=True)
+            if there or mask.any()  # an absent column that holds a token would show
+        ]
+        for columns in zip(batch.completion_ids, batch.completion_mask, batch.present, strict=True)
+    ]
+
+
+def everything(data: CompletionData) -> CompletionBatch:
+    """All validation groups in one batch, in the order of the source."""
+    (batch,) = data.val_dataloader()
+    return batch
+
+
+def validating(kind: type[CompletionData], path: Path, rows: list[Any], **options: Any) -> CompletionData:
+    """Rows read as a validation dataset, which keeps their order, and as a training dataset."""
+    source = str(write_jsonl(path / "rows.jsonl", rows))
+    data = kind(source, validation_dataset=source, validation_batch_size=1000, **options)
+    data.load(byte_tokenizer())
+    return data
 
 
 @pytest.fixture

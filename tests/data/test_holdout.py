@@ -31,6 +31,15 @@ def test_no_prompt_is_on_both_sides_and_nothing_is_lost(size, least):
     assert rows(train) == sorted(rows(train))
 
 
+def test_rows_are_counted_however_many_groups_they_give():
+    one = torch.ones(1, dtype=torch.int32)
+    doubled = [Group(row, torch.tensor([row], dtype=torch.int32), [one], None) for row in range(10) for _ in range(3)]
+    for size in (2, 0.2):
+        train, held = hold_out(doubled, size, seed=0)
+        assert (len(set(rows(train))), len(set(rows(held)))) == (8, 2)
+        assert (len(train), len(held)) == (24, 6)
+
+
 def test_the_choice_depends_on_the_seed_only():
     assert rows(hold_out(REPEATED, 0.2, seed=1)[1]) == rows(hold_out(REPEATED, 0.2, seed=1)[1])
     assert rows(hold_out(REPEATED, 0.2, seed=1)[1]) != rows(hold_out(REPEATED, 0.2, seed=2)[1])
@@ -42,7 +51,7 @@ def test_the_choice_depends_on_the_seed_only():
 def test_holding_out_everything_is_an_error_with_a_remedy(prompts, size):
     with pytest.raises(DataError) as error:
         hold_out(groups(prompts), size, seed=0)
-    assert f"validation_size={size} would hold out all of {len(prompts)} groups" in str(error.value)
+    assert f"validation_size={size} would hold out all of {len(prompts)} rows" in str(error.value)
     assert "set it to 0" in str(error.value)
 
 

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-import lit_align.data.preference
+import lit_align.data.completions
 from lit_align.assets import resolve
 from lit_align.batch import CompletionBatch, Reward
 from lit_align.data import PreferenceData
@@ -240,7 +240,7 @@ def packaged(tmp_path, monkeypatch):
     write_jsonl(folder / "validation.jsonl", rows[:2])
     (folder / "about.json").write_text(json.dumps({"oracle": f"{__name__}.Length"}))
     (folder / "config.json").write_text("{}")
-    monkeypatch.setattr(lit_align.data.preference, "resolve", lambda name: str(folder) if name == "stories" else name)
+    monkeypatch.setattr(lit_align.data.completions, "resolve", lambda name: str(folder) if name == "stories" else name)
     return folder
 
 

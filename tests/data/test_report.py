@@ -71,3 +71,42 @@ def test_nothing_left_is_an_error_even_if_any_loss_is_accepted():
     assert "nothing is left of 2 rows" in str(error.value)
     assert "empty completion: 1 (d.jsonl:1)" in str(error.value)
     assert "identical pair: 1 (d.jsonl:2)" in str(error.value)
+
+
+def test_rows_groups_and_parts_are_counted_apart():
+    report = SplitReport("d.jsonl", read=3)
+    ids = [torch.zeros(length, dtype=torch.int32) for length in (4, 6, 2)]
+    groups = [Group(0, ids[0], [ids[1]], None), Group(0, ids[0], [ids[2]], None), Group(2, ids[0], [ids[2]], None)]
+    report.measure(groups, lambda groups: {"good": [ids[1]], "bad": [ids[2], ids[2]]})
+    part = report.as_dict()
+    assert (part["kept"], part["groups"], part["completions"]) == (2, 3, {"good": 1, "bad": 2})
+    assert part["length_ratio"] == pytest.approx(3.0)
+    table = DataReport({"train": report}).render()
+    assert "median/p99/max of prompt, good, bad" in table
+    assert "4/4/4  6/6/6  2/2/2   good/bad 3.00" in table
+    assert "from d.jsonl, 3 groups, 1 good, 2 bad" in table
+
+
+def test_groups_of_one_have_no_rejected_completion():
+    one = torch.zeros(3, dtype=torch.int32)
+    report = SplitReport("d.jsonl", read=1)
+    report.measure([Group(0, one, [one], None)])
+    assert (report.completions, report.length_ratio) == ({"chosen": 1}, None)
+    other = SplitReport("e.jsonl", read=1)
+    other.measure([group(0, 1, 2, 3)])
+    assert "3/3/3  3/3/3  -" in DataReport({"train": report, "validation": other}).render()
+
+
+def test_what_was_left_out_is_shown_and_not_lost():
+    report = SplitReport("d.jsonl", read=4)
+    for line in (1, 2, 3):
+        report.leave_out("labelled bad", f"d.jsonl:{line}")
+    report.check(0.0)
+    assert report.lost == 0
+    assert report.as_dict()["left_out"]["labelled bad"]["count"] == 3
+    assert "left out, labelled bad: 3 (d.jsonl:1, :2, :3)" in DataReport({"train": report}).render()
+    report.drop("empty completion", "d.jsonl:4")
+    with pytest.raises(DataError, match="nothing is left of 4 rows") as error:
+        report.check(1.0)
+    assert "labelled bad: 3" in str(error.value)
+    assert "empty completion: 1" in str(error.value)

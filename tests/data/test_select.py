@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from lit_align.data.select import all_pairs, best, best_and_worst, ranked
+from lit_align.data.select import all_pairs, at_least, best, best_and_worst, ranked
 
 
 def test_ranked_is_best_first_and_ties_keep_their_order():
@@ -23,3 +23,8 @@ def test_all_pairs_are_strict_and_ordered():
     assert all_pairs([1.0, 3.0, 2.0]) == [(1, 2), (1, 0), (2, 0)]
     assert all_pairs([1.0, 2.0, 1.0]) == [(1, 0), (1, 2)]
     assert all_pairs([1.0, 1.0]) == []
+
+
+def test_at_least_is_inclusive_and_best_first():
+    assert at_least([0.5, 2.0, -1.0, 3.0], 0.5) == [3, 1, 0]
+    assert at_least([0.5, 0.4], 0.6) == []

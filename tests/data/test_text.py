@@ -140,7 +140,7 @@ def test_a_template_that_rewrites_the_prompt_shows_the_differing_text():
     assert "d.jsonl:1: " in message
     assert "From character 0 the prompt reads '1 messages" in message
     assert "the whole conversation '2 messages" in message
-    assert "give prompt, chosen and rejected as plain text" in message
+    assert "give prompts and completions as plain text" in message
 
 
 def test_a_conversation_the_template_refuses_is_named():

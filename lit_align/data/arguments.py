@@ -1,0 +1,43 @@
+"""Refuse arguments of the data modules that are out of their range."""
+
+from __future__ import annotations
+
+from lit_align.data.rows import DataError
+
+
+def at_least(name: str, value: int | None, least: int, remedy: str) -> None:
+    """Refuse a number below the least there may be; None is accepted.
+
+    Raises:
+        DataError: With the value, the range and the remedy.
+    """
+    if value is not None and value < least:
+        raise DataError(f"data.{name}={value} must be at least {least}: {remedy}")
+
+
+def check_limits(max_length: int, max_prompt_length: int) -> None:
+    """Refuse a prompt budget that leaves completions nothing.
+
+    Raises:
+        DataError: Unless 1 <= ``max_prompt_length`` < ``max_length``.
+    """
+    if not 1 <= max_prompt_length < max_length:
+        raise DataError(
+            f"data.max_prompt_length={max_prompt_length} must be from 1 to {max_length - 1}, below "
+            f"max_length={max_length}, so that completions keep some tokens; leave it out for half of max_length"
+        )
+
+
+def check_shares(validation_size: int | float, max_dropped: float) -> None:
+    """Refuse shares that are none.
+
+    Raises:
+        DataError: If ``validation_size`` is negative or a fraction of 1 or more, or ``max_dropped`` not in [0, 1].
+    """
+    if validation_size < 0 or (isinstance(validation_size, float) and validation_size >= 1):
+        raise DataError(
+            f"data.validation_size={validation_size} must be a share in (0, 1), a whole number of rows from 1, or 0 "
+            "for no validation"
+        )
+    if not 0 <= max_dropped <= 1:
+        raise DataError(f"data.max_dropped={max_dropped} must be a share from 0 to 1; 1 accepts any loss")
