@@ -26,12 +26,12 @@ def adapted(base: Any, settings: PairSettings) -> Any:
         config = LoraConfig(
             task_type=TaskType.CAUSAL_LM, r=lora.r, lora_alpha=lora.alpha, target_modules=lora.target_modules
         )
+        linear = sorted({name.rsplit(".", 1)[-1] for name, m in base.named_modules() if isinstance(m, nn.Linear)})
         try:
             return get_peft_model(base, config)
         except ValueError as error:
-            linear = sorted({name.rsplit(".", 1)[-1] for name, m in base.named_modules() if isinstance(m, nn.Linear)})
             raise UserError(
-                f"model.pair.lora.target_modules={lora.target_modules!r} matches no layer of {settings.model}; "
+                f"model.pair.lora.target_modules={lora.target_modules!r} does not fit {settings.model} ({error}); "
                 f"its linear layers are {', '.join(linear)}, and all-linear takes every one but the head"
             ) from error
     folder = Path(lora.adapter)
@@ -43,11 +43,14 @@ def adapted(base: Any, settings: PairSettings) -> Any:
     try:
         model = PeftModel.from_pretrained(base, lora.adapter, adapter_name=POLICY, is_trainable=True)
         model.load_adapter(lora.adapter, adapter_name=REFERENCE, is_trainable=False)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise UserError(
             f"model.pair.lora.adapter={lora.adapter} is no adapter for {settings.model}: {error}"
         ) from error
     model.set_adapter(POLICY)
+    for name, module in model.named_modules():
+        if "lora_dropout" in name and isinstance(module, nn.Dropout):
+            module.p = 0.0  # policy and reference must be the same function at the start
     return model
 
 

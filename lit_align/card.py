@@ -42,6 +42,9 @@ class CardFacts:
         steps: Optimizer steps taken.
         planned_steps: Optimizer steps of the whole run, if known.
         interrupted: Whether the user stopped the run.
+        generates: Whether the model writes text; otherwise it judges it.
+        loading: The objective's own lines of Python that load the result, with ``{folder}`` for the adapter's folder;
+            none for a plain adapter.
     """
 
     base_model: str
@@ -54,6 +57,8 @@ class CardFacts:
     steps: int = 0
     planned_steps: int | None = None
     interrupted: bool = False
+    generates: bool = True
+    loading: Sequence[str] = ()
 
     @property
     def dataset(self) -> str | None:
@@ -85,20 +90,23 @@ def render_card(facts: CardFacts) -> str:
 def front_matter(facts: CardFacts) -> dict[str, Any]:
     """The metadata of the card; of a local path only the last part is told, and a local dataset stays out."""
     found: dict[str, Any] = {"base_model": _shown_model(facts.base_model), "library_name": "peft"}
-    found["pipeline_tag"] = "text-generation"
+    found["pipeline_tag"] = "text-generation" if facts.generates else "text-classification"
     found["tags"] = ["lit_align", "preference-alignment", "lora", facts.objective.lower()]
     if facts.dataset and _on_hub(facts.dataset):
         found["datasets"] = [facts.dataset]
     return found
 
 
-def loading_code(model: str, adapter: str) -> list[str]:
-    """Three lines of Python that load an adapter with transformers and peft.
+def loading_code(model: str, adapter: str, loading: Sequence[str] = ()) -> list[str]:
+    """Lines of Python that load an adapter with transformers and peft, or the objective's own.
 
     Args:
         model: Base model, as the user named it.
         adapter: Folder of the adapter.
+        loading: The objective's own lines, with ``{folder}`` for the folder.
     """
+    if loading:
+        return [line.format(folder=adapter) for line in loading]
     return [
         "from peft import PeftModel; from transformers import AutoModelForCausalLM, AutoTokenizer",
         f"model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained({resolve(model)!r}), {adapter!r})",
@@ -119,9 +127,9 @@ def versions() -> dict[str, str]:
 
 def _portable_code(facts: CardFacts) -> list[str]:
     """The loading code without a path of this machine, for the packaged model and the adapter's folder."""
-    lines = loading_code(facts.base_model, "adapter")
+    lines = loading_code(facts.base_model, "adapter", facts.loading)
     packaged = resolve(facts.base_model)
-    if packaged == facts.base_model:
+    if packaged == facts.base_model or facts.loading:
         return lines
     lines = [line.replace(repr(packaged), f"resolve({facts.base_model!r})") for line in lines]
     return ["from lit_align.assets import resolve", *lines]

@@ -1,39 +1,83 @@
-"""Checks of a run as a whole: does the data suit the objective, is the reference what training starts from."""
+"""Checks of a run as a whole: data that suits the objective, a reference that is the start, a checkpoint that fits."""
 
 from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from torch import Tensor
 
 from lit_align.batch import CompletionBatch, Scores
 from lit_align.errors import UserError
 
 
-def check_groups(
-    objective: str, columns: tuple[int, int], needs_reward: bool, data: str, batch: CompletionBatch
-) -> None:
+def check_groups(objective: type[Any], data: Any, batch: CompletionBatch) -> None:
     """Refuse data an objective cannot learn from.
 
     Args:
-        objective: Its name.
-        columns: Fewest and most completions of a group it takes.
-        needs_reward: Whether it reads rewards.
-        data: Name of the data module.
+        objective: The class, an ``AlignModule``.
+        data: The data module.
         batch: Some of its groups.
 
     Raises:
-        UserError: If groups have too few or too many completions, or no rewards where they are needed.
+        UserError: If groups have too few or too many completions, no rewards where they are needed, or bad completions
+            among those to imitate.
     """
-    least, most = columns
-    found = batch.present.shape[1]
-    if not least <= found <= most:
-        wanted = f"{least}" if least == most else f"{least} or more" if most > 2 else f"{least} or {most}"
+    name, source, (least, most) = objective.__name__, type(data).__name__, objective.columns
+    counts = batch.present.sum(-1)
+    if counts.min() < least or counts.max() > most:
+        wanted = f"{least}" if least == most else f"{least} or more"
+        found = (
+            f"{int(counts.min())}" if counts.min() == counts.max() else f"{int(counts.min())} to {int(counts.max())}"
+        )
         raise UserError(
-            f"{objective} learns from groups of {wanted} completions, and {data} gives {found}: choose another --data "
+            f"{name} learns from groups of {wanted} completions, and {source} gives {found}: choose another --data "
             "or --data.select (docs/data.md), or another objective"
         )
-    if needs_reward and batch.reward is None:
+    if objective.needs_reward and batch.reward is None:
         raise UserError(
-            f"{objective} needs a reward for each completion, and the rows of {data} have none: give rows with "
-            "`completions` and `rewards` to --data ScoredGroups"
+            f"{name} needs a reward for each completion, and the rows of {source} have none: give rows with "
+            "`completions` and `rewards` to --data ScoredGroups, or labelled ones to --data UnpairedData"
         )
+    if not objective.compares and getattr(data, "comparing", False):
+        raise UserError(
+            f"{name} imitates every completion it is given, and {source} also gives the worse ones: "
+            "use --data Demonstrations"
+        )
+
+
+def check_precision(precision: str) -> None:
+    """Refuse precisions that would round the adapter itself.
+
+    Args:
+        precision: The trainer's, such as "32-true".
+
+    Raises:
+        UserError: For 16-bit weights throughout, with what to set instead.
+    """
+    if precision in {"16-true", "bf16-true"}:
+        raise UserError(
+            f"trainer.precision={precision} would hold the adapter and adapted values in 16 bits, which loses small "
+            "updates; leave it at 32-true and set model.pair.dtype=bfloat16: only the base is then in 16 bits"
+        )
+
+
+def check_settings(found: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    """A checkpoint means the same under the settings of this run.
+
+    Args:
+        found: Settings that stand in the checkpoint.
+        own: Those of the run.
+
+    Raises:
+        UserError: If one differs, with both values.
+    """
+    for name, value in own.items():
+        if name in found and found[name] != value:
+            raise UserError(
+                f"the checkpoint was made with {name} {found[name]}, and this run has {value}: its tensors would mean "
+                f"something else; set {name} as it was, or start without the checkpoint"
+            )
 
 
 def check_start(scores: Scores, model: str) -> None:
@@ -52,4 +96,23 @@ def check_start(scores: Scores, model: str) -> None:
         raise UserError(
             f"before the first step policy and reference differ by {gap.item():.3g} nats on a token, where they must "
             f"agree exactly: the reference of {model} is not the model training starts from"
+        )
+
+
+def check_checkpoint(found: Mapping[str, Tensor], own: Mapping[str, Tensor], trained: Collection[str]) -> None:
+    """A checkpoint holds all that is trained.
+
+    Args:
+        found: The checkpoint's state.
+        own: The module's.
+        trained: Names in it of what is trained.
+
+    Raises:
+        UserError: If tensors are missing or have another shape, with the first of them.
+    """
+    wrong = sorted(key for key in trained if key not in found or found[key].shape != own[key].shape)
+    if wrong:
+        raise UserError(
+            f"the checkpoint does not fit this model: {len(wrong)} of {len(trained)} trained tensors are missing "
+            f"or of another shape, the first is {wrong[0]}; use the objective, model and lora settings it was made with"
         )

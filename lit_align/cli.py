@@ -195,9 +195,12 @@ def check_accelerator(name: Any) -> None:
     Raises:
         UserError: With what PyTorch sees and the remedies.
     """
+    if name in {"auto", "gpu", "mps"} and torch.backends.mps.is_available():
+        raise UserError(
+            f"trainer.accelerator={name} would take the Apple GPU, which lacks float64, and metrics and adapted values "
+            "are held in that: use --trainer.accelerator cpu"
+        )
     if name in {"gpu", "cuda"} and not torch.cuda.is_available():
-        if name == "gpu" and torch.backends.mps.is_available():
-            return
         raise UserError(
             f"trainer.accelerator is {name}, but PyTorch {torch.__version__} sees no GPU. If there is one, check that "
             "nvidia-smi lists it and that PyTorch was built for CUDA (https://pytorch.org/get-started); otherwise use "

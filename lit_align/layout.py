@@ -8,7 +8,7 @@ through the network once instead of K times. Models for which that is not exact 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from lit_align.batch import CompletionBatch
 
 
 class Rows(NamedTuple):
-    """R rows of N tokens of a forward pass, and where the completion tokens are predicted.
+    """R rows of N tokens of a forward pass, and where the completion tokens stand and are predicted.
 
     Attributes:
         input_ids: Token ids, 0 at padding, int64 (R, N).
@@ -26,6 +26,7 @@ class Rows(NamedTuple):
         segment: 0 for the prompt, k + 1 for completion k, int64 (R, N).
         predictor: Flat index into (R·N) of the position whose output predicts each completion token, in the order
             of ``completion_mask``'s true entries, int64 (T,).
+        place: Flat index into (R·N) of each completion token itself, in the same order, int64 (T,).
     """
 
     input_ids: Tensor
@@ -33,6 +34,7 @@ class Rows(NamedTuple):
     group: Tensor
     segment: Tensor
     predictor: Tensor
+    place: Tensor
 
 
 def tree_rows(batch: CompletionBatch) -> Rows:
@@ -92,8 +94,36 @@ def attention_mask(rows: Rows, window: int | None = None) -> Tensor:
     allowed = allowed & (rows.group[query] == rows.group[key]) & (rows.group[key] >= 0)
     allowed = allowed & ((rows.segment[key] == 0) | (rows.segment[key] == rows.segment[query]))
     if window is not None:
-        allowed = allowed & (rows.position_ids[query] - rows.position_ids[key] < window)
+        position = rows.position_ids.int()
+        allowed = allowed & (position[query] - position[key] < window)
     return (allowed | torch.eye(size, dtype=torch.bool, device=order.device)).unsqueeze(1)
+
+
+def tree_inputs(rows: Rows, config: Any, dtype: torch.dtype) -> dict[str, Any]:
+    """Keyword arguments of a transformers model that make it read tree rows as separate sequences.
+
+    Args:
+        rows: The rows.
+        config: The model's config, which names its kinds of layers and their sliding window.
+        dtype: The model's type.
+
+    Returns:
+        Ids, positions, and a mask, or one for each kind of layer where the model has several.
+    """
+
+    def mask(window: int | None) -> Tensor:
+        # Added to the scores in the model's own type: attention would make, and keep, one such copy in every layer.
+        allowed = attention_mask(rows, window)
+        zeros = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
+        return zeros.masked_fill_(~allowed, torch.finfo(dtype).min)
+
+    window, kinds = getattr(config, "sliding_window", None), set(getattr(config, "layer_types", None) or ())
+    masks: Any = mask(None if kinds else window)
+    if kinds:
+        masks = {"full_attention": masks}
+        if "sliding_attention" in kinds:
+            masks["sliding_attention"] = mask(window)
+    return {"input_ids": rows.input_ids, "attention_mask": masks, "position_ids": rows.position_ids}
 
 
 def to_columns(values: Tensor, batch: CompletionBatch) -> Tensor:
@@ -147,4 +177,4 @@ def _place(
     cells[:, place] = torch.stack([batch.completion_ids[b, k, i], prompts[b] + rank, group[b], k + 1])
     predictor = torch.where(rank > 0, place - 1, begin + last[b])
     input_ids, position_ids, groups, segment = cells.view(4, height, width)
-    return Rows(input_ids, position_ids, groups, segment, predictor)
+    return Rows(input_ids, position_ids, groups, segment, predictor, place)

@@ -7,7 +7,7 @@ same sweep, so what compares their distributions costs one pass.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 CHUNK_ELEMENTS = 2**24
-"""Logits held at once: 64 MiB in float32, whatever the vocabulary."""
+"""Logits of one model formed at once: 64 MiB in float32, whatever the vocabulary; two to five such tensors
+live together."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +130,13 @@ def _raw(hidden: Tensor, head: Head) -> Tensor:
     return out if head.scale == 1.0 else out.mul_(head.scale)
 
 
+def _exact(head: Head, hidden: Tensor) -> Head:
+    """Off the GPU, a 16-bit head in float32, converted once for all chunks."""
+    if hidden.is_cuda or head.weight.dtype in (torch.float32, torch.float64):
+        return head
+    return replace(head, weight=head.weight.float())
+
+
 def _pick(scores: Tensor, targets: Tensor) -> Tensor:
     """Log-softmax of each row at its target, (T,)."""
     return scores.gather(1, targets[:, None])[:, 0] - scores.logsumexp(-1)
@@ -139,8 +147,9 @@ class _TokenScores(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, reference: Tensor | None, options: _Options) -> tuple[Tensor | None, ...]:
+        exact = replace(options, head=_exact(options.head, hidden))
         chunks = [
-            _forward_chunk(h, r, y, options) for h, r, y in _chunks(hidden, reference, options.targets, options.chunk)
+            _forward_chunk(h, r, y, exact) for h, r, y in _chunks(hidden, reference, options.targets, options.chunk)
         ]
         columns = [None if column[0] is None else torch.cat(column) for column in zip(*chunks, strict=True)]
         ctx.save_for_backward(hidden, reference if options.kl else None)
@@ -152,7 +161,7 @@ class _TokenScores(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         hidden, reference = ctx.saved_tensors
-        options: _Options = ctx.options
+        options: _Options = replace(ctx.options, head=_exact(ctx.options.head, hidden))
         wanted = [None if grad is None else grad.split(options.chunk) for grad in (grads[0], grads[4], grads[5])]
         out = torch.empty_like(hidden)
         start = 0

@@ -18,7 +18,10 @@ from lit_align.batch import CompletionBatch, Loss, Scores
 
 
 class Total(Metric):
-    """Sum and number of values over micro-batches and ranks, in float64: what adaptive state is computed from."""
+    """Sum and number of values over micro-batches and ranks, in float64: what adaptive state is computed from.
+
+    Not part of a checkpoint: a step cut short there begins again, and so must its sums.
+    """
 
     full_state_update = False
     sum: Tensor
@@ -26,8 +29,8 @@ class Total(Metric):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.add_state("sum", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum", persistent=True)
-        self.add_state("count", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum", persistent=True)
+        self.add_state("sum", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, values: Tensor) -> None:
         """Add values of any shape; no gradient is kept."""
@@ -101,17 +104,12 @@ class ImplicitRewards(SumMetric):
         """Add one micro-batch."""
         if loss.implicit_reward is None:
             return
-        if loss.implicit_reward.shape[1] == 1:
-            if batch.reward is not None:
-                good = batch.reward[:, 0] > 0
-                self._add("rewards/chosen", loss.implicit_reward[good])
-                self._add("rewards/rejected", loss.implicit_reward[~good])
-            return
-        best, worst = best_and_worst(loss.implicit_reward, batch.present)
+        best, worst = chosen_and_rejected(loss.implicit_reward, batch, loss)
         self._add("rewards/chosen", best)
         self._add("rewards/rejected", worst)
-        self._add("rewards/margins", best - worst)
-        self._add("rewards/accuracies", 0.5 + 0.5 * (best - worst).sign())
+        if not unpaired(batch, loss):
+            self._add("rewards/margins", best - worst)
+            self._add("rewards/accuracies", 0.5 + 0.5 * (best - worst).sign())
 
     def compute(self) -> dict[str, Tensor]:
         """The means; for unpaired data the margin of the means."""
@@ -139,13 +137,14 @@ class LogProbs(SumMetric):
             return
         pairs = [("logps", scores.logps), ("lengths", scores.lengths)]
         for name, values in pairs:
-            best, worst = best_and_worst(values, batch.present)
+            best, worst = chosen_and_rejected(values, batch, loss)
             self._add(f"{name}/chosen", best)
             self._add(f"{name}/rejected", worst)
         if scores.reference_token_logps is not None:
-            best, worst = best_and_worst(scores.logratio, batch.present)
+            best, worst = chosen_and_rejected(scores.logratio, batch, loss)
             self._add("logratio/chosen", best)
-            self._add("logratio_margin", best - worst)
+            if not unpaired(batch, loss):
+                self._add("logratio_margin", best - worst)
 
 
 class Divergence(SumMetric):
@@ -161,7 +160,8 @@ class Divergence(SumMetric):
     def update(self, batch: CompletionBatch, scores: Scores | None, loss: Loss) -> None:
         """Add one micro-batch."""
         if scores is not None and scores.token_kl is not None:
-            self._add("kl", scores.token_kl.sum(-1), batch.present)
+            columns = 1 if unpaired(batch, loss) else batch.present.shape[1]
+            self._add("kl", scores.token_kl.sum(-1)[:, :columns], batch.present[:, :columns])
 
 
 class StatMeans(SumMetric):
@@ -198,6 +198,29 @@ class Throughput(Metric):
     def compute(self) -> dict[str, Tensor]:
         """Tokens of all ranks over the seconds of the slowest."""
         return {"tokens_per_second": (self.tokens / self.seconds).float()} if self.seconds > 0 else {}
+
+
+def unpaired(batch: CompletionBatch, loss: Loss) -> bool:
+    """Whether each group is one labelled completion: a single implicit reward, and a label of +1 or -1.
+
+    Further columns, such as the mismatched completions KTO reads, are then no part of the group.
+    """
+    return loss.implicit_reward is not None and loss.implicit_reward.shape[1] == 1 and batch.reward is not None
+
+
+def chosen_and_rejected(values: Tensor, batch: CompletionBatch, loss: Loss) -> tuple[Tensor, Tensor]:
+    """Values of the good and of the bad completions of unpaired data; else of the best and the worst of each group.
+
+    Args:
+        values: One value per completion, (B, K).
+        batch: The groups.
+        loss: The loss of the groups.
+    """
+    if not unpaired(batch, loss):
+        return best_and_worst(values, batch.present)
+    assert batch.reward is not None
+    good = batch.reward[:, 0] > 0
+    return values[good, 0], values[~good, 0]
 
 
 def best_and_worst(values: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lit_align.errors import UserError
-from lit_align.logprobs import Head
+from lit_align.logprobs import Head, logits
 from lit_align.settings import PairSettings
 
 if TYPE_CHECKING:
@@ -29,6 +29,9 @@ TREE_FAMILIES = frozenset(
 """``model_type`` of the families whose tree rows are proven equal to one row per completion by the tests."""
 
 
+LENGTH_DEPENDENT_ROPE = frozenset({"dynamic", "longrope"})
+
+
 def load_tokenizer(settings: PairSettings) -> PreTrainedTokenizerBase:
     """The model's tokenizer.
 
@@ -39,7 +42,7 @@ def load_tokenizer(settings: PairSettings) -> PreTrainedTokenizerBase:
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(settings.source, **settings.hub_options())
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, ImportError) as error:
         raise _unloadable(settings, "tokenizer", error) from error
     if tokenizer.eos_token_id is None:
         raise UserError(
@@ -70,7 +73,7 @@ def load_base(settings: PairSettings, device: torch.device) -> PreTrainedModel:
             use_safetensors=True,
             **settings.hub_options(),
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         raise _unloadable(settings, "model", error) from error
     # Of a model's own sampling habits only its end of sequence stays.
     model.generation_config = GenerationConfig(eos_token_id=getattr(model.generation_config, "eos_token_id", None))
@@ -94,7 +97,7 @@ def head_of(model: PreTrainedModel, temperature: float) -> Head:
             f"the output head of {type(model).__name__} is adapted, trained or quantized; lit_align keeps it frozen: "
             "leave lm_head out of model.pair.lora.target_modules and out of the quantization"
         )
-    config = model.config
+    config = model.config.get_text_config()
     scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
     return Head(
         weight=weight,
@@ -103,6 +106,28 @@ def head_of(model: PreTrainedModel, temperature: float) -> Head:
         softcap=getattr(config, "final_logit_softcapping", None),
         temperature=temperature,
     )
+
+
+@torch.no_grad()
+def check_head(model: PreTrainedModel) -> None:
+    """The scorer's logits are the model's own: some families scale or bend theirs in ways no config key tells.
+
+    Args:
+        model: A causal language model without an adapter, or with one that changes nothing.
+
+    Raises:
+        UserError: If the two differ by more than rounding on a few tokens.
+    """
+    head = head_of(model, 1.0)
+    ids = torch.arange(1, 9, device=head.weight.device)[None] % head.weight.shape[0]
+    own = model(input_ids=ids, use_cache=False).logits[0].float()
+    ours = logits(model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0], head).float()
+    gap, size = (own - ours).abs().max(), own.abs().max()
+    if not gap <= size * (1e-3 if head.weight.dtype in (torch.float32, torch.float64) else 5e-2):
+        raise UserError(
+            f"lit_align cannot score {type(model).__name__} models: their logits are not the last hidden state times "
+            f"the output embedding, scaled and capped as the config says (they differ by up to {gap.item():.3g})"
+        )
 
 
 def stop_ids(model: PreTrainedModel, eos_token_id: int | None) -> list[int]:
@@ -114,6 +139,13 @@ def stop_ids(model: PreTrainedModel, eos_token_id: int | None) -> list[int]:
 
 def shares_prompts(config: Any) -> bool:
     """Whether tree rows are exact for this model; says in the log what happens otherwise."""
+    rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type")
+    if rope in LENGTH_DEPENDENT_ROPE:
+        log.warning(
+            "the %s position encoding of this model depends on the longest sequence of a batch: beyond its original "
+            "length a completion's log-prob depends on its neighbours; keep data.max_length below that",
+            rope,
+        )
     if config.model_type in TREE_FAMILIES:
         return True
     log.warning(
@@ -146,7 +178,8 @@ def _dtype(settings: PairSettings, device: torch.device) -> torch.dtype:
 def _quantization(settings: PairSettings, config: Any, device: torch.device) -> Any:
     kind = settings.quantization
     if kind == "auto":
-        kind = "nf4" if device.type == "cuda" and _parameters(config) > QUANTIZE_ABOVE else "none"
+        plain = device.type != "cuda" or getattr(config, "quantization_config", None) is not None
+        kind = "none" if plain or _parameters(config, settings) <= QUANTIZE_ABOVE else "nf4"
         log.info("quantization: auto is %s for %s on %s", kind, settings.model, device.type)
     if kind == "none":
         return None
@@ -162,11 +195,12 @@ def _quantization(settings: PairSettings, config: Any, device: torch.device) -> 
     )
 
 
-def _parameters(config: Any) -> int:
+def _parameters(config: Any, settings: PairSettings) -> int:
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
-        return sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=settings.trust_remote_code)
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def _unloadable(settings: PairSettings, what: str, error: Exception) -> UserError:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import logging
-import math
 import time
 from abc import ABC, abstractmethod
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -13,11 +12,11 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from lit_align.batch import CompletionBatch, Loss, Rollout, Scores
-from lit_align.checks import check_groups, check_start
-from lit_align.errors import UserError
+from lit_align.checks import check_checkpoint, check_groups, check_precision, check_settings, check_start
 from lit_align.metrics import Throughput, Total, standard_metrics
 from lit_align.models import load_tokenizer
-from lit_align.settings import OptimSettings, PairSettings, usual_learning_rate
+from lit_align.optimizer import planned_steps, scheduled_adamw
+from lit_align.settings import OptimSettings, PairSettings
 
 if TYPE_CHECKING:
     from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
@@ -25,7 +24,11 @@ if TYPE_CHECKING:
 
     from lit_align.pair import PolicyReferencePair
 
-log = logging.getLogger(__name__)
+SETTINGS = "lit_align"
+"""Key of a checkpoint under which the settings stand that its tensors depend on."""
+
+CHECKED_GROUPS = 64
+"""Groups looked at before the model is loaded."""
 
 
 class AlignModule(LightningModule, ABC):
@@ -47,6 +50,15 @@ class AlignModule(LightningModule, ABC):
 
     needs_reward: ClassVar[bool] = False
     """Whether the loss reads ``CompletionBatch.reward``."""
+
+    compares: ClassVar[bool] = True
+    """Whether the loss tells better completions from worse; False imitates all that it is given."""
+
+    generates: ClassVar[bool] = True
+    """Whether what is trained writes text, so that samples of it say something."""
+
+    loading: ClassVar[tuple[str, ...]] = ()
+    """Lines of Python that load what ``save`` wrote to ``{folder}``; none where it is an adapter like any other."""
 
     def __init__(self, pair: PairSettings = PairSettings(), optim: OptimSettings = OptimSettings()) -> None:
         super().__init__()
@@ -74,6 +86,11 @@ class AlignModule(LightningModule, ABC):
 
     def adapt(self) -> None:
         """Update adaptive state from the statistics of an optimizer step that has just been taken."""
+
+    def save(self, directory: str | Path) -> None:
+        """Write what was trained for use elsewhere: the adapter in peft's format, and what an objective adds."""
+        assert self.pair is not None
+        self.pair.save_adapter(directory)
 
     def score(self, batch: CompletionBatch, *, reference: bool = True, epsilon: float | None = None) -> Scores:
         """Score a batch for the loss, and keep the scores for the metrics.
@@ -125,9 +142,15 @@ class AlignModule(LightningModule, ABC):
         Raises:
             UserError: If groups have too few or too many completions, or no rewards where they are needed.
         """
+        check_precision(str(self.trainer.precision))
         data = getattr(self.trainer, "datamodule", None)
         if data is not None and hasattr(data, "prompts"):
-            check_groups(type(self).__name__, self.columns, self.needs_reward, type(data).__name__, data.prompts(1))
+            batch = data.prompts(CHECKED_GROUPS)
+            check_groups(type(self), data, batch)
+            self.check_data(batch)
+
+    def check_data(self, batch: CompletionBatch) -> None:
+        """Refuse, with a UserError, groups this objective cannot learn from; called before the model loads."""
 
     def configure_model(self) -> None:
         """Build the pair on the device of this process; called by Lightning after the data has been read."""
@@ -140,19 +163,12 @@ class AlignModule(LightningModule, ABC):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW on what is trained, and a schedule over the planned number of optimizer steps."""
-        settings = self.optim_settings
         assert self.pair is not None
-        rate = settings.learning_rate
-        if rate is None:
-            rate = usual_learning_rate(self.pair.base.num_parameters())
-            log.info("learning rate %.2g, by the size of the model; model.optim.learning_rate sets another", rate)
         trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(trained, lr=rate, weight_decay=settings.weight_decay)
-        total = self._planned_steps()
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: settings.factor(step, total))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        total = planned_steps(self.trainer)
+        return scheduled_adamw(trained, self.optim_settings, self.pair.base.num_parameters(), total)
 
-    def on_train_start(self) -> None:
+    def on_train_batch_start(self, batch: CompletionBatch, batch_idx: int) -> None:
         """Start the clock of the throughput."""
         self._clock = time.perf_counter()
 
@@ -181,9 +197,8 @@ class AlignModule(LightningModule, ABC):
 
     def on_train_batch_end(self, outputs: Any, batch: CompletionBatch, batch_idx: int) -> None:
         """Count tokens; at the end of a logging interval report what was seen in it."""
-        now = time.perf_counter()
-        self.throughput.update((batch.prompt_mask.sum() + batch.completion_mask.sum()).double(), now - self._clock)
-        self._clock = now
+        tokens = (batch.prompt_mask.sum() + batch.completion_mask.sum()).double()
+        self.throughput.update(tokens, time.perf_counter() - self._clock)
         if not self._stepped:
             return
         self._stepped = False
@@ -202,11 +217,11 @@ class AlignModule(LightningModule, ABC):
         """Report the validation metrics over all micro-batches and ranks."""
         self.log_dict(self.val_metrics.compute(), on_step=False, on_epoch=True)
         self.val_metrics.reset()
-        self._clock = time.perf_counter()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what training changes: the adapter, adaptive state and metrics, never the base."""
         trained = self._trained_state()
+        checkpoint[SETTINGS] = self._settings()
         checkpoint["state_dict"] = {
             key: value
             for key, value in checkpoint["state_dict"].items()
@@ -214,33 +229,30 @@ class AlignModule(LightningModule, ABC):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint that does not hold the whole adapter.
+        """Refuse a checkpoint that does not hold all that is trained.
 
         Raises:
             UserError: If tensors are missing or have another shape, with the first of them.
         """
-        found, trained = checkpoint["state_dict"], self._trained_state()
-        own = self.state_dict(keep_vars=True)
-        wrong = sorted(key for key in trained if key not in found or found[key].shape != own[key].shape)
-        if wrong:
-            raise UserError(
-                f"the checkpoint does not fit this model: {len(wrong)} of {len(trained)} adapter tensors are missing "
-                f"or of another shape, the first is {wrong[0]}; use the model and lora settings it was made with"
-            )
+        check_settings(checkpoint.get(SETTINGS, {}), self._settings())
+        check_checkpoint(checkpoint["state_dict"], self.state_dict(keep_vars=True), self._trained_state())
+
+    def _settings(self) -> dict[str, Any]:
+        """What gives the trained tensors their meaning."""
+        pair = self.pair_settings
+        found = {
+            "model": pair.model,
+            "model.pair.lora.alpha": pair.lora.alpha,
+            "model.pair.temperature": pair.temperature,
+        }
+        return {**found, "objective": type(self).__name__, "model.pair.quantization": pair.quantization}
 
     def _trained_state(self) -> set[str]:
-        return set() if self.pair is None else {f"pair.{name}" for name in self.pair.state_names()}
-
-    def _planned_steps(self) -> int:
-        """Optimizer steps of the run; trainer.estimated_stepping_batches would build and drain a loader."""
-        trainer = self.trainer
-        limits = [trainer.max_steps] if trainer.max_steps > 0 else []
-        if trainer.max_epochs is not None and trainer.max_epochs > 0:
-            batches: int = trainer.datamodule.train_batches(trainer.world_size)  # type: ignore[attr-defined]
-            limit = trainer.limit_train_batches
-            batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
-            limits.append(max(1, math.ceil(batches / trainer.accumulate_grad_batches)) * trainer.max_epochs)
-        return min(limits) if limits else 1
+        """Names of what a checkpoint must hold: of the pair its adapters, and all that stands beside it."""
+        if self.pair is None:
+            return set()
+        beside = {name for name in self.state_dict(keep_vars=True) if not name.startswith("pair.")}
+        return beside | {f"pair.{name}" for name in self.pair.state_names()}
 
     def _shows_kl(self) -> bool:
         """KL is for the eye: in validation, and in the optimizer steps whose metrics are written."""

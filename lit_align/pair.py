@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from lit_align.adapters import POLICY, REFERENCE, active, adapted, factors, free_reference
 from lit_align.batch import CompletionBatch, Perturbed, Sampling, Scores
-from lit_align.layout import Rows, attention_mask, separate_rows, to_columns, tree_rows
+from lit_align.layout import Rows, separate_rows, to_columns, tree_inputs, tree_rows
 from lit_align.logprobs import token_scores
-from lit_align.models import head_of, load_base, shares_prompts, stop_ids
+from lit_align.models import check_head, head_of, load_base, shares_prompts, stop_ids
 from lit_align.settings import PairSettings
 
 log = logging.getLogger(__name__)
@@ -43,7 +43,8 @@ class PolicyReferencePair(nn.Module):
         super().__init__()
         self.settings = settings
         self.policy = adapted(load_base(settings, torch.device(device)), settings)
-        head_of(self.base, settings.temperature)  # refuses a head the scorer cannot keep frozen
+        with self.as_reference():
+            check_head(self.base)
         self.stop_ids = stop_ids(self.base, eos_token_id)
         self.moving = False
         self.trees = shares_prompts(self.base.config)
@@ -77,8 +78,7 @@ class PolicyReferencePair(nn.Module):
         Returns:
             The scores. Gradient flows from ``token_logps``, ``token_kl`` and ``entropy`` to the adapter.
         """
-        rows = (tree_rows if self.trees else separate_rows)(batch)
-        inputs = self._inputs(rows)
+        rows, inputs = self._lay_out(batch)
         reference_hidden = None
         if reference:
             with torch.no_grad(), self.as_reference():
@@ -97,6 +97,22 @@ class PolicyReferencePair(nn.Module):
         assert logps is not None
         perturbed = None if outward is None or inward is None else Perturbed(outward, inward)
         return Scores(logps, reference_logps, perturbed, token_kl, token_entropy, batch.lengths)
+
+    def final_hidden(self, batch: CompletionBatch) -> Tensor:
+        """The policy's last hidden state at the last token of each completion, end of sequence included.
+
+        Args:
+            batch: B prompts with K completions each.
+
+        Returns:
+            The states after the final norm, (B, K, H), in the model's type; 0 for a column without tokens. Gradient
+            flows to the adapter.
+        """
+        rows, inputs = self._lay_out(batch)
+        there = batch.lengths > 0
+        ends = batch.lengths[there].cumsum(0) - 1
+        hidden = self._hidden(inputs, rows.place[ends])
+        return hidden.new_zeros(*there.shape, hidden.shape[-1]).masked_scatter(there[..., None], hidden)
 
     @torch.no_grad()
     def generate(
@@ -181,34 +197,18 @@ class PolicyReferencePair(nn.Module):
         """Write the policy's adapter in peft's own format (safetensors) for ``PeftModel.from_pretrained``."""
         self.policy.save_pretrained(str(directory), selected_adapters=[POLICY], safe_serialization=True)
 
-    def _inputs(self, rows: Rows) -> dict[str, Any]:
-        if not self.trees:
-            return {"input_ids": rows.input_ids, "attention_mask": rows.group.ge(0).long()}
-        config = self.base.config
-        window = getattr(config, "sliding_window", None)
-        kinds = set(getattr(config, "layer_types", None) or ())
-        mask: Any
-        if kinds:
-            mask = {"full_attention": self._mask(rows, None)}
-            if "sliding_attention" in kinds:
-                mask["sliding_attention"] = self._mask(rows, window)
-        else:
-            mask = self._mask(rows, window)
-        return {"input_ids": rows.input_ids, "attention_mask": mask, "position_ids": rows.position_ids}
+    def _lay_out(self, batch: CompletionBatch) -> tuple[Rows, dict[str, Any]]:
+        """The rows of a batch, with shared prompts where that is exact, and the model's inputs for them."""
+        if self.trees:
+            rows = tree_rows(batch)
+            return rows, tree_inputs(rows, self.base.config, self.base.dtype)
+        rows = separate_rows(batch)
+        return rows, {"input_ids": rows.input_ids, "attention_mask": rows.group.ge(0).long()}
 
-    def _mask(self, rows: Rows, window: int | None) -> Tensor:
-        allowed = attention_mask(rows, window)
-        if self.base.config._attn_implementation != "eager":
-            return allowed
-        dtype = self.base.dtype
-        return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(
-            ~allowed, torch.finfo(dtype).min
-        )
-
-    def _hidden(self, inputs: dict[str, Any], predictor: Tensor) -> Tensor:
-        """Last hidden states at the positions that predict completion tokens, (T, H)."""
+    def _hidden(self, inputs: dict[str, Any], places: Tensor) -> Tensor:
+        """Last hidden states at N flat places of the rows, (N, H)."""
         output = self.base.base_model(**inputs, use_cache=False)
-        return output.last_hidden_state.flatten(0, 1)[predictor]
+        return output.last_hidden_state.flatten(0, 1)[places]
 
     def _draw(self, ids: Tensor, mask: Tensor, completions: int, sampling: Sampling) -> Tensor:
         """Sampled ids of each prompt's completions, -1 after the end of sequence, (B · completions, L)."""

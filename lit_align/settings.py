@@ -132,13 +132,13 @@ class OptimSettings:
 def usual_learning_rate(parameters: int) -> float:
     """A peak step size for LoRA that suits small models and large ones, the same for every objective.
 
-        1e-4 · sqrt(1e9 / parameters), kept between 1e-4 and 2e-3
+        1e-4 · sqrt(1e9 / parameters), kept between 1e-4 and 5e-4
 
     Args:
         parameters: Parameters of the base model, > 0.
 
     Returns:
-        2e-3 for 2.5 million parameters, 1.4e-4 for 0.5 billion, 1e-4 from one billion. A rule of thumb of this
+        5e-4 up to 40 million parameters, 1.4e-4 for 0.5 billion, 1e-4 from one billion. A rule of thumb of this
         project, not of any paper.
     """
-    return min(2e-3, max(1e-4, 1e-4 * math.sqrt(1e9 / parameters)))
+    return min(5e-4, max(1e-4, 1e-4 * math.sqrt(1e9 / parameters)))

@@ -28,7 +28,7 @@ OTHER: dict[str, dict[str, Any]] = {
     "qwen3": GROUPED | {"head_dim": 8},
     "gpt2": {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 128},
     "gpt_neox": {},
-    "phi3": GROUPED,
+    "phi3": GROUPED | {"sliding_window": 5},
     "mistral": GROUPED | {"sliding_window": 5, "head_dim": 8},
     "gemma2": GROUPED
     | {"sliding_window": 5, "head_dim": 8, "query_pre_attn_scalar": 8, "final_logit_softcapping": 4.0},

@@ -15,7 +15,7 @@ ALLOWED = {
     "batch": set(),
     "errors": set(),
     "assets": set(),
-    "rewards": FOUNDATION | {"pair"},
+    "rewards": FOUNDATION | {"models", "pair", "settings"},
     "logprobs": FOUNDATION,
     "layout": FOUNDATION,
     "metrics": FOUNDATION,
@@ -24,7 +24,8 @@ ALLOWED = {
     "adapters": FOUNDATION | {"settings"},
     "pair": FOUNDATION | {"adapters", "logprobs", "layout", "models", "settings"},
     "checks": FOUNDATION,
-    "module": FOUNDATION | {"checks", "metrics", "models", "pair", "settings"},
+    "optimizer": FOUNDATION | {"settings"},
+    "module": FOUNDATION | {"checks", "metrics", "models", "optimizer", "pair", "settings"},
     "objectives": FOUNDATION | {"metrics", "module", "objectives", "settings"},
     "data": FOUNDATION | {"data"},
 }

@@ -37,13 +37,27 @@ def test_a_predictor_sees_exactly_its_own_prefix(lay: object, window: int | None
         assert visible(rows, mask, flat) == (expected if window is None else expected[-window:])
 
 
+@pytest.mark.parametrize("window", [None, 1, 4])
+@pytest.mark.parametrize("lay", [tree_rows, separate_rows])
+def test_the_place_of_a_token_holds_it_and_sees_it_and_its_prefix(lay: object, window: int | None) -> None:
+    batch = ragged_batch()
+    rows = lay(batch)  # type: ignore[operator]
+    mask = attention_mask(rows, window)
+    where = batch.completion_mask.nonzero().tolist()
+    assert len(where) == len(rows.place) == len(set(rows.place.tolist()))
+    for flat, (b, k, i) in zip(rows.place.tolist(), where, strict=True):
+        assert rows.input_ids.flatten()[flat] == batch.completion_ids[b, k, i]
+        prefix = sequence_of(batch, b, k)[: int(batch.prompt_mask[b].sum()) + i + 1]
+        expected = list(enumerate(prefix))
+        assert visible(rows, mask, flat) == (expected if window is None else expected[-window:])
+
+
 def test_tree_rows_hold_each_prompt_once_and_fill_no_row_beyond_the_longest_group() -> None:
     batch = ragged_batch()
     rows = tree_rows(batch)
     lengths = batch.prompt_mask.sum(-1) + batch.completion_mask.sum((-1, -2))
     assert (rows.group >= 0).sum() == lengths.sum()
     assert rows.input_ids.shape[1] == lengths.max()
-    assert rows.input_ids.shape[0] < len(batch.row) or lengths.min() * 2 > lengths.max()
     for b in range(len(batch.row)):
         assert len((rows.group == b).any(-1).nonzero()) == 1  # a group never spans two rows
 

@@ -16,6 +16,7 @@ from lit_align.module import AlignModule
 from lit_align.objectives.dpo import DPO
 from lit_align.objectives.eps_dpo import EpsilonDPO
 from lit_align.objectives.kto import KTO
+from lit_align.objectives.sft import SFT
 from lit_align.settings import LoraSettings, OptimSettings, PairSettings, usual_learning_rate
 from tests.families import save_tiny
 from tests.objectives.contract import Groups, random_groups, same_start, train
@@ -116,8 +117,41 @@ def test_a_checkpoint_of_another_adapter_is_refused(tmp_path: Path) -> None:
     train(build(tmp_path, DPO), random_groups(4, 2), [4], 1, callbacks=[saver], enable_checkpointing=True)
     other = DPO(pair=PairSettings(str(tmp_path), lora=LoraSettings(r=4)))
     trainer = Trainer(accelerator="cpu", max_epochs=2, logger=False, enable_progress_bar=False)
-    with pytest.raises(UserError, match=r"the checkpoint does not fit this model: \d+ of \d+ adapter tensors"):
+    with pytest.raises(UserError, match=r"the checkpoint does not fit this model: \d+ of \d+ trained tensors"):
         trainer.fit(other, datamodule=Groups(random_groups(4, 2), [4]), ckpt_path=saver.best_model_path)
+
+
+def test_a_checkpoint_made_under_other_settings_or_by_another_objective_is_refused(tmp_path: Path) -> None:
+    saver = ModelCheckpoint(dirpath=tmp_path / "saved", every_n_train_steps=1)
+    train(build(tmp_path, DPO), random_groups(4, 2), [4], 1, callbacks=[saver], enable_checkpointing=True)
+    pair = PairSettings(str(tmp_path), lora=LoraSettings(alpha=4))
+    for other, message in (
+        (DPO(pair=pair), r"lora.alpha 32, and this run has 4"),
+        (build(tmp_path, EpsilonDPO), r"objective DPO, and this run has EpsilonDPO"),
+    ):
+        trainer = Trainer(accelerator="cpu", max_epochs=2, logger=False, enable_progress_bar=False)
+        with pytest.raises(UserError, match=message):
+            trainer.fit(other, datamodule=Groups(random_groups(4, 2), [4]), ckpt_path=saver.best_model_path)
+
+
+def test_a_run_that_only_time_ends_keeps_its_step_size(tmp_path: Path) -> None:
+    rates: list[float] = []
+
+    class Rates(Callback):
+        def on_train_batch_end(self, trainer, pl_module, *args) -> None:  # type: ignore[no-untyped-def]
+            rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+            trainer.should_stop = len(rates) == 6
+
+    optim = OptimSettings(learning_rate=1e-3, schedule="cosine")
+    module = DPO(pair=PairSettings(save_tiny("llama", tmp_path)), optim=optim)
+    options = {"max_epochs": None, "max_time": {"minutes": 5}, "callbacks": [Rates()]}
+    train(module, random_groups(8, 2), [4, 4], 1, **options)
+    assert rates == [1e-3] * 6
+
+
+def test_sixteen_bit_adapters_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"trainer.precision=bf16-true .*model.pair.dtype"):
+        train(build(tmp_path, DPO), random_groups(4, 2), [4], 1, precision="bf16-true")
 
 
 def test_a_reference_that_is_not_the_start_stops_the_run(tmp_path: Path) -> None:
@@ -141,6 +175,10 @@ def test_data_an_objective_cannot_learn_from_is_refused_before_the_model_loads(t
     module = DPO(pair=PairSettings(str(tmp_path / "absent")))
     with pytest.raises(UserError, match=r"DPO learns from groups of 2 completions, and OneCompletion gives 1"):
         trainer.fit(module, datamodule=OneCompletion(random_groups(4, 1), [4]))
+    worse = OneCompletion(random_groups(4, 1), [4])
+    worse.comparing = True  # type: ignore[attr-defined]
+    with pytest.raises(UserError, match=r"SFT imitates every completion"):
+        trainer.fit(SFT(pair=PairSettings(str(tmp_path / "absent"))), datamodule=worse)
     with pytest.raises(UserError, match=r"KTO needs a reward for each completion"):
         trainer.fit(
             KTO(pair=PairSettings(str(tmp_path / "absent"))), datamodule=OneCompletion(random_groups(4, 1), [4])
@@ -182,7 +220,7 @@ def test_the_schedule_rises_and_falls_as_named() -> None:
 
 def test_the_learning_rate_follows_the_size_of_the_model() -> None:
     found = [usual_learning_rate(size) for size in (10**6, 4 * 10**6, 10**8, 10**9, 7 * 10**10)]
-    assert found == pytest.approx([2e-3, 1e-4 * math.sqrt(250), 1e-4 * math.sqrt(10), 1e-4, 1e-4])
+    assert found == pytest.approx([5e-4, 5e-4, 1e-4 * math.sqrt(10), 1e-4, 1e-4])
 
 
 @pytest.mark.parametrize(("name", "value"), [("learning_rate", 0.0), ("weight_decay", -1.0), ("warmup", 1.0)])

@@ -66,6 +66,34 @@ def test_tree_rows_equal_the_models_own_forward_in_values_and_gradients(family: 
             torch.testing.assert_close(gradient[name], parameter.grad, atol=2e-4, rtol=1e-3)
 
 
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2"])
+@pytest.mark.parametrize("trees", [True, False])
+def test_final_hidden_is_the_models_own_at_the_last_token(name: str, trees: bool, tmp_path: Path) -> None:
+    """One unpadded row per completion through the model's own forward, in values and gradients; 0 where absent."""
+    pair = disturbed(PolicyReferencePair(PairSettings(save_tiny(name, tmp_path))))
+    pair.trees = trees
+    batch = ragged_batch()
+    found = pair.final_hidden(batch)
+    assert found.shape == (4, 3, 32)
+    weight = torch.randn(found.shape, generator=torch.Generator().manual_seed(5))
+    (found * weight).sum().backward()
+    gradient = {name: p.grad.clone() for name, p in pair.named_parameters() if p.grad is not None}
+    assert gradient.keys() == set(pair.state_names())
+    pair.zero_grad()
+    expected = torch.zeros_like(found)
+    for b, k in batch.present.nonzero().tolist():
+        prompt = batch.prompt_ids[b][batch.prompt_mask[b]]
+        ids = torch.cat([prompt, batch.completion_ids[b, k][batch.completion_mask[b, k]]])
+        expected[b, k] = pair.policy(input_ids=ids[None], output_hidden_states=True).hidden_states[-1][0, -1]
+    (expected * weight).sum().backward()
+    torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-5)
+    assert (found[~batch.present] == 0).all()
+    for name, parameter in pair.named_parameters():
+        if name in gradient:
+            assert parameter.grad is not None
+            assert (gradient[name] - parameter.grad).abs().max() <= 1e-4 * parameter.grad.abs().max()
+
+
 def test_the_reference_is_the_untouched_base(family: str, tmp_path: Path) -> None:
     pair = disturbed(PolicyReferencePair(PairSettings(save_tiny(family, tmp_path))))
     batch = ragged_batch()
@@ -112,6 +140,28 @@ def test_a_family_without_proof_falls_back_and_says_so(tmp_path: Path, caplog: p
     scores = pair.score(batch)
     for at, logps in plain_logps(pair.policy, batch).items():
         torch.testing.assert_close(scores.token_logps[at][: len(logps)], logps, atol=2e-5, rtol=1e-5)
+
+
+def test_a_model_whose_logits_are_bent_in_a_way_its_config_does_not_tell_is_refused(tmp_path: Path) -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    sizes = {"vocab_size": 61, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    config = AutoConfig.for_model(
+        "hyperclovax", num_attention_heads=4, num_key_value_heads=2, logits_scaling=3.0, **sizes
+    )
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="cannot score HyperCLOVAX"):
+        PolicyReferencePair(PairSettings(str(tmp_path)))
+
+
+def test_dropout_of_an_adapter_to_start_from_is_off(tmp_path: Path) -> None:
+    model = save_tiny("llama", tmp_path / "base")
+    disturbed(PolicyReferencePair(PairSettings(model))).save_adapter(tmp_path / "sft")
+    config = tmp_path / "sft" / "adapter_config.json"
+    config.write_text(config.read_text().replace('"lora_dropout": 0.0', '"lora_dropout": 0.3'))
+    lora = LoraSettings(adapter=str(tmp_path / "sft"))
+    scores = PolicyReferencePair(PairSettings(model, lora=lora, gradient_checkpointing=True)).score(ragged_batch())
+    assert torch.equal(scores.token_logps, scores.reference_token_logps)
 
 
 def test_padding_order_and_split_change_nothing(tmp_path: Path) -> None:

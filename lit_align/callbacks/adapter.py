@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
@@ -33,14 +34,14 @@ class SaveAdapter(Callback):
         if folder is None or not folder.is_dir() or not trainer.is_global_zero:
             return
         adapter = folder / "adapter"
-        pl_module.pair.save_adapter(adapter)  # type: ignore[union-attr,operator]
+        pl_module.save(adapter)  # type: ignore[operator]
         pl_module.tokenizer.save_pretrained(str(adapter))  # type: ignore[union-attr,operator]
         facts = gather(trainer, pl_module, folder, interrupted)
         for place in (folder, adapter):  # peft leaves a template in the adapter's folder
             (place / "README.md").write_text(render_card(facts), encoding="utf-8")
         if interrupted:
             print(f"interrupted after step {facts.steps}; what was learned until then is kept")
-        print(closing_lines(facts.base_model, folder), flush=True)
+        print(closing_lines(facts.base_model, folder, facts.loading), flush=True)
 
 
 def gather(trainer: Trainer, module: LightningModule, folder: Path, interrupted: bool) -> CardFacts:
@@ -60,17 +61,20 @@ def gather(trainer: Trainer, module: LightningModule, folder: Path, interrupted:
         steps=trainer.global_step,
         planned_steps=total_steps(trainer),
         interrupted=interrupted,
+        generates=bool(module.generates),
+        loading=module.loading,  # type: ignore[arg-type]
     )
 
 
-def closing_lines(model: str, folder: Path) -> str:
-    """Where the results are, and three lines of Python that load the adapter.
+def closing_lines(model: str, folder: Path, loading: Sequence[str] = ()) -> str:
+    """Where the results are, and a few lines of Python that load them.
 
     Args:
         model: Base model, as the user named it.
         folder: The run folder.
+        loading: The objective's own lines, with ``{folder}`` for the adapter's folder; none for a plain adapter.
     """
     found = {"adapter": "adapter", "model card": "README.md", "curves": "curves.png", "samples": "samples.jsonl"}
     lines = [f"  {name:<12}{folder / file}" for name, file in found.items() if (folder / file).exists()]
-    code = "\n".join(f"  {line}" for line in loading_code(model, str(folder / "adapter")))
-    return "\n".join(["saved", *lines, "load the adapter with", code])
+    code = "\n".join(f"  {line}" for line in loading_code(model, str(folder / "adapter"), loading))
+    return "\n".join(["saved", *lines, "load it with" if loading else "load the adapter with", code])

@@ -21,7 +21,8 @@ class SampleTable(Callback):
     """Samples before training (from the reference), after it (from the policy), and in between if asked.
 
     Writes ``samples.jsonl``, one completion a line, and ``samples.json``, the summaries; prints a few prompts side by
-    side. Random states and the modules' train or eval modes are left as they were.
+    side. Random states and the modules' train or eval modes are left as they were. A module that writes no text, such
+    as one that learns to judge it, is not sampled.
 
     Args:
         prompts: Held-out prompts, distinct; 0 turns sampling off.
@@ -53,7 +54,7 @@ class SampleTable(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw from the reference."""
-        if self.prompts > 0:
+        if self.prompts > 0 and pl_module.generates:
             self._last = trainer.global_step
             self.before = self._take(trainer, pl_module, reference=True)
 
@@ -62,13 +63,13 @@ class SampleTable(Callback):
     ) -> None:
         """Draw from the policy every ``every_n_steps`` steps."""
         step = trainer.global_step
-        if self.prompts > 0 and self.every_n_steps > 0 and step > self._last and step % self.every_n_steps == 0:
+        if self.before is not None and self.every_n_steps > 0 and step > self._last and step % self.every_n_steps == 0:
             self._last = step
             self._take(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw from the trained policy and show it beside the reference."""
-        if self.prompts > 0 and self.before is not None:
+        if self.before is not None:
             after = self._take(trainer, pl_module)
             if trainer.is_global_zero:
                 rich.get_console().print(comparison(self.before, after, self.show))

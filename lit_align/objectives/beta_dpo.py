@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zlib
+
 import torch
 from torch import Tensor
 
@@ -123,5 +125,8 @@ class BetaDPO(AlignModule):
         count = max(1, round(self.keep * len(weight)))
         if count == len(weight):
             return torch.ones_like(weight).bool()
-        chosen = torch.multinomial(weight, count, replacement=False)
+        # Drawn from where the run is, so that a resumed run and every rank draw what they should.
+        place = f"{self.global_step}/{self.global_rank}/{self.step_gap.update_count}"
+        generator = torch.Generator().manual_seed(zlib.crc32(place.encode()))
+        chosen = torch.multinomial(weight.cpu(), count, replacement=False, generator=generator).to(weight.device)
         return torch.zeros_like(weight).bool().index_fill(0, chosen, True)

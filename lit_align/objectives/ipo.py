@@ -51,6 +51,6 @@ class IPO(AlignModule):
     def loss(self, batch: CompletionBatch) -> Loss:
         """IPO's loss of each pair."""
         scores = self.score(batch)
-        logratio = scores.logratio / scores.lengths if self.length_average else scores.logratio
+        logratio = scores.logratio / scores.lengths.clamp(min=1) if self.length_average else scores.logratio
         value = ipo_loss(logratio, self.tau)
         return Loss(value, torch.ones_like(value), self.tau * logratio.detach(), {})

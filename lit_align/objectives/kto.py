@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from lit_align.batch import CompletionBatch, Loss
+from lit_align.errors import UserError
 from lit_align.module import AlignModule
 from lit_align.settings import OptimSettings, PairSettings, check
 
@@ -40,8 +41,8 @@ def reference_point(mismatched: Tensor, present: Tensor) -> Tensor:
         z = max(0, mean_i log π_θ/π_ref (y_{i+1} | x_i))        arXiv 2402.01306
 
     Args:
-        mismatched: Log-ratio of the mismatched completions in nats, (B,).
-        present: Which prompts have one, bool (B,).
+        mismatched: Log-ratio of the mismatched completions in nats, any shape, such as (B, 1) or (B, 0).
+        present: Which are there, bool, the same shape.
 
     Returns:
         Sum and number of the log-ratios, (2,), so that ranks can be added up before dividing.
@@ -65,7 +66,7 @@ class KTO(AlignModule):
     """
 
     stats = ("beta", "z")
-    columns = (1, 2)
+    columns = (1, 1)
     needs_reward = True
 
     def __init__(
@@ -84,14 +85,21 @@ class KTO(AlignModule):
         self.good_weight = good_weight
         self.bad_weight = bad_weight
 
+    def check_data(self, batch: CompletionBatch) -> None:
+        """Labels are +1 and -1."""
+        if batch.reward is not None and not (batch.reward.abs() == 1).all():
+            raise UserError(
+                "KTO needs completions labelled good or bad, not scored: give the rows to --data UnpairedData"
+            )
+
     def loss(self, batch: CompletionBatch) -> Loss:
         """KTO's loss of each completion in column 0; column 1 is the next prompt's, read for z only."""
         assert batch.reward is not None
         logratio = self.score(batch).logratio
-        z = logratio.new_zeros(())
-        if logratio.shape[1] > 1:
-            total, count = self.over_ranks(reference_point(logratio[:, 1], batch.present[:, 1]))
-            z = (total / count.clamp(min=1)).clamp(min=0)
+        # Every rank takes part in the sum, also one whose micro-batch holds a single prompt.
+        other = reference_point(logratio[:, 1:], batch.present[:, 1:])
+        total, count = self.over_ranks(other)
+        z = (total / count.clamp(min=1)).clamp(min=0)
         good = batch.reward[:, 0] > 0
         value = kto_loss(logratio[:, 0], good, z, self.beta, self.good_weight, self.bad_weight)
         implicit = self.beta * logratio[:, :1].detach()

@@ -34,6 +34,7 @@ class SFT(AlignModule):
     """
 
     columns = (1, 2**31)
+    compares = False
 
     def loss(self, batch: CompletionBatch) -> Loss:
         """The loss of each token."""

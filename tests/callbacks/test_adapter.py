@@ -43,6 +43,30 @@ def test_the_end_of_a_run_saves_everything_and_says_where(tmp_path: Path, capsys
     assert "PeftModel.from_pretrained(" in out
 
 
+def test_an_objective_saves_what_it_adds_and_says_how_to_load_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Judge(Toy):
+        """A toy that judges."""
+
+        generates = False
+        loading = ("from somewhere import Judge", "judge = Judge({folder!r})")
+
+        def save(self, directory: str | Path) -> None:
+            super().save(directory)
+            (Path(directory) / "more.json").write_text("{}")
+
+    folder = tmp_path / "run"
+    trainer(RunFolder(folder), SampleTable(prompts=2), SaveAdapter()).fit(Judge(), datamodule=ToyData())
+    assert files(folder) >= SAVED | {"adapter/more.json"}
+    card = (folder / "README.md").read_text()
+    assert yaml.safe_load(card.split("---")[1])["pipeline_tag"] == "text-classification"
+    assert "from somewhere import Judge\njudge = Judge('adapter')\n" in card
+    assert "PeftModel" not in card
+    out = capsys.readouterr().out
+    assert f"load it with\n  from somewhere import Judge\n  judge = Judge({str(folder / 'adapter')!r})" in out
+
+
 def test_an_interrupted_run_keeps_what_it_learned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         trainer(RunFolder(tmp_path / "run"), SaveAdapter()).fit(Toy(stop_at=5), datamodule=ToyData())

@@ -96,6 +96,16 @@ def test_draws_in_between_come_once_at_each_multiple(tmp_path: Path) -> None:
     assert [row["step"] for row in rows] == [0, 2, 4, 4]  # the last of these is the draw after training
 
 
+def test_a_module_that_writes_no_text_is_not_sampled(tmp_path: Path) -> None:
+    class Judge(ToyModule):
+        generates = False
+
+    module = Judge()
+    trainer(RunFolder(tmp_path / "run"), SampleTable(prompts=2, every_n_steps=2)).fit(module, datamodule=ToyData())
+    assert module.pair.calls == []
+    assert not list((tmp_path / "run").glob("samples*"))
+
+
 def test_text_that_looks_like_markup_is_shown_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     class Markup(ToyModule):
         def __init__(self) -> None:

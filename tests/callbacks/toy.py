@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
@@ -63,6 +63,9 @@ class ToyPair(torch.nn.Module):
 class ToyModule(LightningModule):
     """Logs the number of the optimizer step as its loss, at the end of every logging interval, as AlignModule does."""
 
+    generates: ClassVar[bool] = True
+    loading: ClassVar[tuple[str, ...]] = ()
+
     def __init__(self, stop_at: int = 0) -> None:
         super().__init__()
         self.pair = ToyPair()
@@ -70,6 +73,9 @@ class ToyModule(LightningModule):
         self.weight = torch.nn.Parameter(torch.ones(()))
         self.stop_at = stop_at
         self.draws: list[float] = []
+
+    def save(self, directory: str | Path) -> None:
+        self.pair.save_adapter(directory)
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         if self.stop_at and self.trainer.global_step >= self.stop_at:
