@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -57,10 +58,15 @@ def _parser(description: str, stages: Sequence[str]) -> argparse.ArgumentParser:
     add("--heads", type=int, default=4)
     add("--intermediate", type=int, default=688)
     add("--context", type=int, default=512, help="positions the model takes")
-    add("--pretrain_steps", type=int, default=1500)
-    add("--pretrain_seconds", type=float, default=1500.0, help="time limit; the schedule is shortened to it")
+    add("--pretrain_steps", type=int, default=886)
+    add(
+        "--pretrain_seconds",
+        type=float,
+        default=math.inf,
+        help="time limit, which shortens the schedule; a rebuild is repeatable without one",
+    )
     add("--finetune_steps", type=int, default=170)
-    add("--finetune_seconds", type=float, default=660.0)
+    add("--finetune_seconds", type=float, default=math.inf)
     add("--train_rows", type=int, default=48, help="rows of 128 tokens a step")
     add("--learning_rate", type=float, default=5e-3, help="peak in pretraining; ends at 0.3 of it, where tuning begins")
     add("--sharpen", type=float, default=1.25, help="factor of the logits of the model that ships")
