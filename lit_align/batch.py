@@ -82,6 +82,7 @@ class Scores(NamedTuple):
         token_kl: KL(π_θ ‖ π_ref) over the vocabulary at each position's prefix, nats (B, K, L), >= 0; carries gradient.
         entropy: Entropy of π_θ at each position's prefix, nats (B, K, L), >= 0; carries gradient.
         lengths: Completion tokens of each column, int64 (B, K).
+        token_forward_kl: KL(π_ref ‖ π_θ) at each position's prefix, nats (B, K, L), >= 0, no gradient.
     """
 
     token_logps: Tensor
@@ -90,6 +91,7 @@ class Scores(NamedTuple):
     token_kl: Tensor | None
     entropy: Tensor | None
     lengths: Tensor
+    token_forward_kl: Tensor | None = None
 
     @property
     def logps(self) -> Tensor:

@@ -48,6 +48,7 @@ class TokenScores(NamedTuple):
         inward: log-prob under softmax((1 - ε) f + ε f_ref), nats, no gradient.
         kl: KL(π ‖ π_ref) over the vocabulary, nats.
         entropy: Entropy of π, nats.
+        forward_kl: KL(π_ref ‖ π) over the vocabulary, nats, no gradient; comes with ``kl``.
     """
 
     logps: Tensor
@@ -56,6 +57,7 @@ class TokenScores(NamedTuple):
     inward: Tensor | None
     kl: Tensor | None
     entropy: Tensor | None
+    forward_kl: Tensor | None
 
 
 def token_scores(
@@ -80,7 +82,7 @@ def token_scores(
         head: The vocabulary head that both models share.
         reference_hidden: The reference's last hidden states, (T, H); None leaves out all that compares.
         epsilon: Perturbation ε of the mixtures, >= 0; None leaves them out.
-        kl: Whether to compute the full-vocabulary KL; needs the reference.
+        kl: Whether to compute the full-vocabulary KL, both ways; needs the reference.
         entropy: Whether to compute the policy's entropy.
         chunk: Tokens whose logits are held at once; by default as many as ``CHUNK_ELEMENTS`` allows.
 
@@ -154,7 +156,7 @@ class _TokenScores(torch.autograd.Function):
         columns = [None if column[0] is None else torch.cat(column) for column in zip(*chunks, strict=True)]
         ctx.save_for_backward(hidden, reference if options.kl else None)
         ctx.options = options
-        ctx.mark_non_differentiable(*(columns[i] for i in (1, 2, 3) if columns[i] is not None))
+        ctx.mark_non_differentiable(*(columns[i] for i in (1, 2, 3, 6) if columns[i] is not None))
         ctx.set_materialize_grads(False)
         return tuple(columns)
 
@@ -180,13 +182,15 @@ def _chunks(hidden: Tensor, reference: Tensor | None, targets: Tensor, size: int
 def _forward_chunk(h: Tensor, r: Tensor | None, targets: Tensor, options: _Options) -> tuple[Tensor | None, ...]:
     policy = logits(h, options.head)
     logps = _pick(policy, targets)
-    reference_logps = outward = inward = kl = entropy = None
+    reference_logps = outward = inward = kl = entropy = forward_kl = None
     if r is not None:
         reference = logits(r, options.head)
         reference_logps = _pick(reference, targets)
         if options.kl:
             log_p = policy.log_softmax(-1)
-            kl = (log_p.exp() * (log_p - reference.log_softmax(-1))).sum(-1)
+            log_q = reference.log_softmax(-1)
+            kl = (log_p.exp() * (log_p - log_q)).sum(-1)
+            forward_kl = (log_q.exp() * (log_q - log_p)).sum(-1)
         if options.epsilon is not None:
             step = torch.sub(policy, reference, out=reference).mul_(options.epsilon)
             outward = _pick(policy + step, targets)
@@ -194,7 +198,7 @@ def _forward_chunk(h: Tensor, r: Tensor | None, targets: Tensor, options: _Optio
     if options.entropy:
         log_p = policy.log_softmax(-1)
         entropy = -(log_p.exp() * log_p).sum(-1)
-    return logps, reference_logps, outward, inward, kl, entropy
+    return logps, reference_logps, outward, inward, kl, entropy, forward_kl
 
 
 def _backward_chunk(

@@ -148,20 +148,25 @@ class LogProbs(SumMetric):
 
 
 class Divergence(SumMetric):
-    """KL(π_θ ‖ π_ref) along the completions at hand, nats a completion; ``kl``.
+    """Divergence along the completions at hand, nats a completion, both ways.
+
+    Names: ``kl``, which is KL(π_θ ‖ π_ref), and ``forward_kl``, which is KL(π_ref ‖ π_θ).
 
     At each position the divergence is exact over the vocabulary; the prefixes are those of the data, so it estimates
     the policy's own KL only on completions the policy drew.
     """
 
     def __init__(self, **kwargs: Any) -> None:
-        super().__init__(["kl"], **kwargs)
+        super().__init__(["kl", "forward_kl"], **kwargs)
 
     def update(self, batch: CompletionBatch, scores: Scores | None, loss: Loss) -> None:
         """Add one micro-batch."""
-        if scores is not None and scores.token_kl is not None:
-            columns = 1 if unpaired(batch, loss) else batch.present.shape[1]
-            self._add("kl", scores.token_kl.sum(-1)[:, :columns], batch.present[:, :columns])
+        if scores is None:
+            return
+        columns = 1 if unpaired(batch, loss) else batch.present.shape[1]
+        for name, values in (("kl", scores.token_kl), ("forward_kl", scores.token_forward_kl)):
+            if values is not None:
+                self._add(name, values.sum(-1)[:, :columns], batch.present[:, :columns])
 
 
 class StatMeans(SumMetric):

@@ -72,7 +72,7 @@ class PolicyReferencePair(nn.Module):
             batch: B prompts with K completions each.
             reference: Whether to run the reference.
             epsilon: Perturbation ε >= 0 of ε-DPO's two mixtures; None leaves them out.
-            kl: Whether to compute the full-vocabulary token KL(π_θ ‖ π_ref).
+            kl: Whether to compute the full-vocabulary token KL, KL(π_θ ‖ π_ref) and KL(π_ref ‖ π_θ).
             entropy: Whether to compute the policy's token entropy.
 
         Returns:
@@ -93,10 +93,10 @@ class PolicyReferencePair(nn.Module):
             entropy=entropy,
         )
         columns = [None if values is None else to_columns(values, batch) for values in found]
-        logps, reference_logps, outward, inward, token_kl, token_entropy = columns
+        logps, reference_logps, outward, inward, token_kl, token_entropy, forward_kl = columns
         assert logps is not None
         perturbed = None if outward is None or inward is None else Perturbed(outward, inward)
-        return Scores(logps, reference_logps, perturbed, token_kl, token_entropy, batch.lengths)
+        return Scores(logps, reference_logps, perturbed, token_kl, token_entropy, batch.lengths, forward_kl)
 
     def final_hidden(self, batch: CompletionBatch) -> Tensor:
         """The policy's last hidden state at the last token of each completion, end of sequence included.

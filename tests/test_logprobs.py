@@ -52,6 +52,7 @@ def test_every_score_equals_the_full_computation(kind: str, chunk: int) -> None:
         "inward": (0.8 * f + 0.2 * r).log_softmax(-1)[at],
         "kl": (log_p.exp() * (log_p - log_q)).sum(-1),
         "entropy": -(log_p.exp() * log_p).sum(-1),
+        "forward_kl": (log_q.exp() * (log_q - log_p)).sum(-1),
     }
     for name, value in expected.items():
         torch.testing.assert_close(getattr(found, name), value, msg=name)

@@ -30,7 +30,7 @@ def example() -> Update:
     reference = logps + torch.tensor([0.5, -0.25]) * mask
     ids = torch.zeros(4, 3, 2, dtype=torch.int64)
     batch = CompletionBatch(ids[:, 0], mask[:, 0], ids, mask, None, present, torch.arange(4))
-    scores = Scores(logps, reference, None, mask * 0.75, None, mask.sum(-1))
+    scores = Scores(logps, reference, None, mask * 0.75, None, mask.sum(-1), mask * 0.25)
     implicit = torch.tensor([[3.0, 9.0, 1.0], [2.0, 0.0, 2.0], [7.0, 0.0, 0.0], [-1.0, 1.0, 0.0]])
     stats = {"beta": torch.tensor(0.2)}
     return batch, scores, Loss(torch.tensor([1.0, 2.0, 3.0, 4.0]), torch.tensor([1.0, 1.0, 0.0, 2.0]), implicit, stats)
@@ -54,7 +54,7 @@ EXPECTED = {
         "lengths/chosen": 2.0,
         "lengths/rejected": 2.0,
     },
-    Divergence: {"kl": 1.5},
+    Divergence: {"kl": 1.5, "forward_kl": 0.5},
     StatMeans: {"beta": 0.2},
 }
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -59,14 +58,9 @@ def _parser(description: str, stages: Sequence[str]) -> argparse.ArgumentParser:
     add("--intermediate", type=int, default=688)
     add("--context", type=int, default=512, help="positions the model takes")
     add("--pretrain_steps", type=int, default=886)
-    add(
-        "--pretrain_seconds",
-        type=float,
-        default=math.inf,
-        help="time limit, which shortens the schedule; a rebuild is repeatable without one",
-    )
+    add("--pretrain_seconds", type=float, default=1e9, help="time limit; a rebuild is repeatable below it")
     add("--finetune_steps", type=int, default=170)
-    add("--finetune_seconds", type=float, default=math.inf)
+    add("--finetune_seconds", type=float, default=1e9)
     add("--train_rows", type=int, default=48, help="rows of 128 tokens a step")
     add("--learning_rate", type=float, default=5e-3, help="peak in pretraining; ends at 0.3 of it, where tuning begins")
     add("--sharpen", type=float, default=1.25, help="factor of the logits of the model that ships")
