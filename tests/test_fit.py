@@ -236,7 +236,7 @@ def test_bad_input_gets_one_message_and_no_run_folder(
 def test_quantization_without_bitsandbytes_names_the_package(
     tiny: str, place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lit_align.models.find_spec", lambda name: None)
+    monkeypatch.setattr("lit_align.settings.find_spec", lambda name: None)
     assert main(arguments(tiny, model__pair__quantization="nf4")) == 2
     assert "pip install bitsandbytes" in capsys.readouterr().err
 
