@@ -104,6 +104,14 @@ def test_every_config_runs_and_leaves_a_whole_run_folder(tiny: str, place: Path,
     assert any(value.abs().max() > 0 for name, value in tensors("run").items() if "lora_B" in name)
 
 
+@pytest.mark.parametrize("overlay", sorted((ROOT / "configs" / "hardware").glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_config_trains_under_each_hardware_overlay(tiny: str, place: Path, overlay: Path) -> None:
+    """On this machine's processor; what the overlay says of memory and precision of the base stays."""
+    args = arguments(tiny, "eps_dpo", trainer__accumulate_grad_batches=2)
+    assert main([*args[:3], "--config", str(overlay), *args[3:]]) == 0
+    assert Path("run/adapter/adapter_model.safetensors").is_file()
+
+
 def test_what_a_user_watches_is_logged(tiny: str, place: Path) -> None:
     assert main(arguments(tiny, "eps_dpo", steps=4)) == 0
     names = ["loss", "rewards/margins", "rewards/accuracies", "logps/chosen", "logratio_margin", "kl", "beta"]

@@ -13,10 +13,12 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lit_align.batch import CompletionBatch, Loss
 from lit_align.errors import UserError
 from lit_align.module import AlignModule
+from lit_align.objectives.beta_dpo import BetaDPO
 from lit_align.objectives.dpo import DPO
 from lit_align.objectives.eps_dpo import EpsilonDPO
 from lit_align.objectives.kto import KTO
 from lit_align.objectives.sft import SFT
+from lit_align.objectives.tr_dpo import TRDPO
 from lit_align.settings import LoraSettings, OptimSettings, PairSettings, usual_learning_rate
 from tests.families import save_tiny
 from tests.objectives.contract import Groups, random_groups, same_start, train
@@ -37,22 +39,39 @@ class KeepState(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero:
-            torch.save({k: v for k, v in pl_module.state_dict().items() if "lora" in k or k == "beta"}, self.path)
+            torch.save(trained_state(pl_module), self.path)
 
 
-def test_two_ranks_train_as_one_with_twice_the_accumulation(tmp_path: Path) -> None:
+ADAPTIVE: list[tuple[type[AlignModule], dict[str, float]]] = [
+    (EpsilonDPO, {"beta": 0.2, "epsilon": 0.1}),
+    (BetaDPO, {"a": 0.0, "keep": 1.0}),  # what else it does belongs to the micro-batch
+    (TRDPO, {"alpha": 0.5}),
+]
+
+
+def trained_state(module: LightningModule) -> dict[str, torch.Tensor]:
+    """The adapters, and adaptive state beside them."""
+    state = module.state_dict()
+    return {k: v for k, v in state.items() if "lora" in k or k in {"beta", "running", "corrected"}}
+
+
+@pytest.mark.parametrize(("kind", "options"), ADAPTIVE, ids=lambda value: getattr(value, "__name__", ""))
+def test_two_ranks_train_as_one_with_twice_the_accumulation(
+    tmp_path: Path, kind: type[AlignModule], options: dict[str, float]
+) -> None:
     """Micro-batches of unequal size, so that averaging over ranks or micro-batches would show."""
     groups, sizes = random_groups(22, 2), [4, 1, 2, 5, 6, 4]
     states = []
-    for name, accumulate, options in (("one", 2, {}), ("two", 1, {"strategy": "ddp_spawn", "devices": 2})):
-        module = build(tmp_path, beta=0.2, epsilon=0.1)
-        train(module, groups, sizes, accumulate, callbacks=[KeepState(tmp_path / name)], **options)
+    for name, accumulate, ranks in (("one", 2, {}), ("two", 1, {"strategy": "ddp_spawn", "devices": 2})):
+        module = build(tmp_path, kind, **options)
+        train(module, groups, sizes, accumulate, callbacks=[KeepState(tmp_path / name)], **ranks)
         states.append(torch.load(tmp_path / name))
     one, two = states
     assert one.keys() == two.keys()
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, atol=1e-6, rtol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
-    assert one["beta"] != 0.2
+    if kind is EpsilonDPO:
+        assert one["beta"] != 0.2
 
 
 class TokenMean(AlignModule):

@@ -150,3 +150,52 @@ def test_beta_dpo_takes_its_beta_from_the_kept_gaps_against_the_running_mean(mod
     beta = max(1e-3, 0.3 * (1 + 0.5 * (gap[kept].mean().item() - 0.2)))
     assert loss.stats["beta"].item() == pytest.approx(beta, rel=1e-4)
     torch.testing.assert_close(loss.value, -logsigmoid(beta * gap), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("labels", [(1.0, 1.0, 1.0), (-1.0, -1.0, -1.0), (1.0,), (-1.0,)])
+def test_kto_trains_on_one_sided_batches_and_on_batches_of_one(labels: tuple[float, ...], model: str) -> None:
+    module = disturbed("KTO", model, {})
+    source = random_groups(len(labels), 1)
+    groups = [
+        Group(i, source.prompt_ids[i][source.prompt_mask[i]], [source.completion_ids[i, 0, :3]], [label])
+        for i, label in enumerate(labels)
+    ]
+    loss = module.loss(collate_unpaired(groups, max_total=64))
+    loss.value.sum().backward()
+    assert loss.value.isfinite().all()
+    if len(labels) == 1:
+        assert loss.stats["z"] == 0
+    gradients = [p.grad for p in module.parameters() if p.requires_grad]
+    assert all(g is not None and g.isfinite().all() for g in gradients)
+    module.train_metrics.update(collate_unpaired(groups, max_total=64), module._scores, loss)
+    assert all(value.isfinite() for value in module.train_metrics.compute().values())
+
+
+@pytest.mark.parametrize("name", ["EXORw", "DPORw", "RRHF", "RewardModel", "SFT"])
+def test_groups_of_unequal_size_count_as_if_alone(name: str, model: str) -> None:
+    """A column that pads a group changes neither its loss nor the gradient."""
+    module = disturbed(name, model, {})
+    batch = random_groups(3, 4)
+    batch = batch._replace(reward=torch.rand(3, 4).sort(descending=True)[0])
+    present = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [1, 1, 1, 0]], dtype=torch.bool)
+    ragged = batch._replace(present=present, completion_mask=batch.completion_mask & present[..., None])
+    found = module.loss(ragged)
+    (found.value * found.weight).sum().backward()
+    gradient = [p.grad.clone() for p in module.parameters() if p.grad is not None]
+    module.zero_grad()
+    for b in range(3):
+        count = int(present[b].sum())
+        one = batch.rows(slice(b, b + 1))
+        alone = module.loss(
+            one._replace(
+                completion_ids=one.completion_ids[:, :count],
+                completion_mask=one.completion_mask[:, :count],
+                reward=one.reward[:, :count],  # type: ignore[index]
+                present=one.present[:, :count],
+            )
+        )
+        total = (alone.value * alone.weight).sum()
+        total.backward()
+        torch.testing.assert_close((found.value * found.weight)[b].sum(), total, atol=1e-5, rtol=1e-5)
+    for p, q in zip(gradient, [p.grad for p in module.parameters() if p.grad is not None], strict=True):
+        torch.testing.assert_close(p, q, atol=1e-4, rtol=1e-3)
