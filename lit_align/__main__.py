@@ -98,7 +98,7 @@ def _quiet_libraries() -> None:
 
 def _unknown(word: str) -> str:
     near = difflib.get_close_matches(word, SUBCOMMANDS, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"one of {', '.join(SUBCOMMANDS)} comes first"
+    hint = f"did you mean {near[0]}?" if near else f"one of {', '.join(SUBCOMMANDS)} comes first."
     return f"{word!r} is no subcommand; {hint} See python -m lit_align --help"
 
 

@@ -21,6 +21,7 @@ from lit_align.callbacks.progress import Progress
 from lit_align.callbacks.run_folder import RunFolder
 from lit_align.callbacks.samples import SampleTable
 from lit_align.errors import UserError
+from lit_align.mistakes import remember_folder
 from lit_align.module import AlignModule
 from lit_align.parser import AlignParser, classes_first, own_rules, register
 
@@ -59,6 +60,7 @@ def run(args: Sequence[str]) -> None:
         KeyboardInterrupt: After an orderly end on Ctrl-C.
     """
     quiet()
+    remember_folder()
     register()
     with own_rules():
         AlignCLI(args)
@@ -81,7 +83,6 @@ class AlignCLI(LightningCLI):
     """
 
     def __init__(self, args: Sequence[str]) -> None:
-        self._preparing = ""
         super().__init__(
             AlignModule,
             LightningDataModule,
@@ -104,17 +105,13 @@ class AlignCLI(LightningCLI):
             "validate": {"model", "dataloaders", "datamodule"},
         }
 
-    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
-        self._preparing = subcommand
-        return super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
-
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the run folder and the callbacks that take settings."""
         parser.add_lightning_class_args(Progress, "progress")
-        if self._preparing == "fit":
-            text = "Folder for everything the run writes. (default: runs/OBJECTIVE/TIME)"
-            parser.add_argument("--run_dir", type=str | None, default=None, help=text)
-            parser.add_lightning_class_args(SampleTable, "samples")
+        # ``validate`` writes and samples nothing, but takes the config.yaml of a run as it is.
+        text = "Folder for everything the run writes. (default: runs/OBJECTIVE/TIME)"
+        parser.add_argument("--run_dir", type=str | None, default=None, help=text)
+        parser.add_lightning_class_args(SampleTable, "samples")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse, and fill in what depends on other settings."""

@@ -139,11 +139,20 @@ def _missing(message: str) -> str:
     return f"missing: {', '.join(parts)}. A config file sets both model and data: --config configs/OBJECTIVE.yaml"
 
 
+_started = Path()
+
+
+def remember_folder() -> None:
+    """Note where relative paths begin: while jsonargparse reads a file it stands in that file's folder."""
+    global _started
+    _started = Path.cwd()
+
+
 def _unreadable(args: Sequence[str]) -> str | None:
     """Which config file cannot be read, and where."""
     for path in config_files(args):
         try:
-            yaml.compose(Path(path).read_text(encoding="utf-8"))
+            yaml.compose((_started / path).read_text(encoding="utf-8"))
         except UnicodeDecodeError as error:
             return f"{path}: byte {error.start} is not UTF-8"
         except OSError as error:
@@ -155,8 +164,9 @@ def _unreadable(args: Sequence[str]) -> str | None:
 
 
 def _similar_files(path: str) -> str:
-    found = [str(file) for file in sorted([*Path("configs").rglob("*.yaml"), *Path(path).parent.glob("*.yaml")])]
-    return _nearest(path, list(dict.fromkeys(found)), "YAML files here: ")
+    near = sorted([*(_started / "configs").rglob("*.yaml"), *(_started / path).parent.glob("*.yaml")])
+    found = [str(file.relative_to(_started) if file.is_relative_to(_started) else file) for file in near]
+    return _nearest(path, list(dict.fromkeys(found)), "YAML files here: ") if found else "there are no YAML files here"
 
 
 def _shortened(message: str, lines: int = 6) -> str:
@@ -220,7 +230,7 @@ def config_files(args: Sequence[str]) -> list[str]:
 def _line_of(key: str, path: str) -> int | None:
     """Line of a dotted key in a YAML file; ``init_args`` on the way does not count."""
     try:
-        node = yaml.compose(Path(path).read_text(encoding="utf-8"))
+        node = yaml.compose((_started / path).read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError, UnicodeDecodeError):
         return None
     line = None

@@ -205,6 +205,8 @@ class AlignModule(LightningModule, ABC):
         if self.trainer.global_step % self._log_every() == 0:
             self.log_dict(self.train_metrics.compute(), on_step=True, on_epoch=False)
             self.log_dict({f"train/{k}": v for k, v in self.throughput.compute().items()}, on_step=True, on_epoch=False)
+            rate = self.trainer.optimizers[0].param_groups[0]["lr"]
+            self.log("train/learning_rate", rate, on_step=True, on_epoch=False)
             self.train_metrics.reset()
             self.throughput.reset()
 

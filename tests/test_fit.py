@@ -178,13 +178,30 @@ def test_a_trial_run_writes_nothing(tiny: str, place: Path) -> None:
     assert [path.name for path in place.iterdir()] == ["pairs.jsonl"]
 
 
-def test_a_saved_checkpoint_is_validated(tiny: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_is_validated_by_its_own_config_and_checkpoint(
+    tiny: str, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(arguments(tiny, steps=4)) == 0
     before = sorted(place.rglob("*"))
-    args = [a for a in arguments(tiny)[1:] if not a.startswith(("--samples", "--run_dir", "--trainer.max_steps"))]
-    assert main(["validate", *args, "--ckpt_path", "run/checkpoints/last.ckpt"]) == 0
+    assert main(["validate", "--config", "run/config.yaml", "--ckpt_path", "run/checkpoints/last.ckpt"]) == 0
     assert "val/loss" in capsys.readouterr().out
     assert sorted(place.rglob("*")) == before
+
+
+def test_the_step_size_chosen_by_the_models_size_is_on_record(tiny: str, place: Path) -> None:
+    assert main(arguments(tiny, steps=2)) == 0
+    assert "train/learning_rate" in Path("run/metrics.csv").read_text().splitlines()[0]
+    assert "| model.optim.learning_rate | 0.0005 |" in Path("run/README.md").read_text()
+
+
+def test_a_broken_file_on_top_of_another_is_the_one_named(
+    tiny: str, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("base.yaml").write_text(CONFIGS["dpo"].read_text(encoding="utf-8"), encoding="utf-8")
+    Path("sub").mkdir()
+    Path("sub/top.yaml").write_text("model: {init_args: {beta: 0.1}\n")
+    assert main(["fit", "--config", "base.yaml", "--config", "sub/top.yaml"]) == 2
+    assert "sub/top.yaml:2: not YAML" in capsys.readouterr().err
 
 
 def test_an_interrupted_run_saves_and_says_so_in_its_exit_code(

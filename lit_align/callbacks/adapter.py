@@ -50,11 +50,15 @@ def gather(trainer: Trainer, module: LightningModule, folder: Path, interrupted:
     config = folder / "config.yaml"
     report = getattr(trainer.datamodule, "report", None)  # type: ignore[attr-defined]
     samples = next((c.summaries for c in trainer.callbacks if isinstance(c, SampleTable)), [])  # type: ignore[attr-defined]
+    described = yaml.safe_load(config.read_text(encoding="utf-8")) if config.is_file() else {}
+    if described and trainer.optimizers:  # what stands in the configuration may be null, and is then chosen by size
+        peak = trainer.optimizers[0].param_groups[0].get("initial_lr")
+        described["model"].setdefault("init_args", {}).setdefault("optim", {})["learning_rate"] = peak
     return CardFacts(
         base_model=str(settings.model),  # type: ignore[union-attr]
         objective=type(module).__name__,
         summary=(type(module).__doc__ or "").strip().splitlines()[0],
-        config=yaml.safe_load(config.read_text(encoding="utf-8")) if config.is_file() else {},
+        config=described,
         report="" if report is None else report.render(),
         metrics={name: float(value) for name, value in trainer.callback_metrics.items()},
         samples=samples,

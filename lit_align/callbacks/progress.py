@@ -52,6 +52,11 @@ class Progress(RichProgressBar):
         beside = {f"val {label}": held_out[label] for label in ("loss", "accuracy") if label in held_out}
         return {"step": _of_total(trainer), **shown(trainer.callback_metrics, "train/"), **beside}
 
+    def _get_train_description(self, current_epoch: int) -> str:
+        """The epoch, and of how many where their number is set; a run may be bounded by steps or time instead."""
+        epochs = self.trainer.max_epochs
+        return f"Epoch {current_epoch}" + (f"/{epochs - 1}" if epochs is not None and epochs > 0 else "")
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
         super().on_train_start(trainer, pl_module)
