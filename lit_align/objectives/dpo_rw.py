@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
 from lit_align.batch import CompletionBatch, Loss
 from lit_align.module import AlignModule
-from lit_align.objectives.exo import reward_target
+from lit_align.objectives.exo import group_logps, reward_target
 from lit_align.settings import OptimSettings, PairSettings, check
 
 
@@ -27,8 +25,7 @@ def dpo_rw_loss(logratio: Tensor, target_logps: Tensor, beta: float, present: Te
     Returns:
         The cross-entropy of each prompt in nats, (B,), >= 0.
     """
-    absent = torch.zeros_like(logratio, dtype=torch.bool) if present is None else ~present
-    log_p = (beta * logratio).masked_fill(absent, -math.inf).log_softmax(-1).masked_fill(absent, 0)
+    log_p, absent = group_logps(logratio, beta, present)
     return -(target_logps.exp().masked_fill(absent, 0) * log_p).sum(-1)
 
 

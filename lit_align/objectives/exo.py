@@ -26,10 +26,24 @@ def exo_loss(logratio: Tensor, target_logps: Tensor, beta: float, present: Tenso
     Returns:
         The divergence of each prompt in nats, (B,), >= 0.
     """
-    absent = torch.zeros_like(logratio, dtype=torch.bool) if present is None else ~present
-    log_p = (beta * logratio).masked_fill(absent, -math.inf).log_softmax(-1).masked_fill(absent, 0)
+    log_p, absent = group_logps(logratio, beta, present)
     gap = log_p - target_logps.masked_fill(absent, 0)
     return (log_p.exp().masked_fill(absent, 0) * gap).sum(-1)
+
+
+def group_logps(logratio: Tensor, beta: float, present: Tensor | None) -> tuple[Tensor, Tensor]:
+    """log p of the policy's distribution over the K completions, p = softmax_k(β_π M_k).
+
+    Args:
+        logratio: M = log π_θ/π_ref of each completion in nats, (B, K).
+        beta: Inverse temperature β_π, > 0.
+        present: Which columns count, bool (B, K); None counts all.
+
+    Returns:
+        log p, (B, K), 0 in absent columns, and which columns are absent, bool (B, K).
+    """
+    absent = torch.zeros_like(logratio, dtype=torch.bool) if present is None else ~present
+    return (beta * logratio).masked_fill(absent, -math.inf).log_softmax(-1).masked_fill(absent, 0), absent
 
 
 def reward_target(reward: Tensor, beta: float, present: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from lit_align.batch import CompletionBatch, Loss
 from lit_align.module import AlignModule
+from lit_align.objectives.reward_model import better_pairs
 from lit_align.settings import OptimSettings, PairSettings, check
 
 
@@ -25,9 +26,8 @@ def rrhf_loss(mean_logps: Tensor, logps: Tensor, reward: Tensor, present: Tensor
     Returns:
         The loss of each group in nats, (B,), >= 0.
     """
-    worse = (reward[:, :, None] < reward[:, None, :]) & present[:, :, None] & present[:, None, :]
-    hinge = (mean_logps[:, :, None] - mean_logps[:, None, :]).clamp(min=0)
-    return (hinge * worse).sum((1, 2)) - lambda_ * logps[:, 0]
+    hinge = (mean_logps[:, None, :] - mean_logps[:, :, None]).clamp(min=0)
+    return (hinge * better_pairs(reward, present)).sum((1, 2)) - lambda_ * logps[:, 0]
 
 
 class RRHF(AlignModule):
