@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import time
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,7 @@ from lit_align.errors import UserError
 from lit_align.mistakes import remember_folder
 from lit_align.module import AlignModule
 from lit_align.parser import AlignParser, classes_first, own_rules, register
+from lit_align.quiet import quiet_warnings
 
 TRAINER_DEFAULTS = {
     "accelerator": "auto",
@@ -35,18 +34,6 @@ TRAINER_DEFAULTS = {
     "num_sanity_val_steps": 0,
 }
 SEED = 0
-NOISE = (
-    ".*does not have many workers.*",
-    ".*smaller than the logging interval.*",
-    ".*tensorboardX.*",
-    ".*Experiment logs directory .* exists and is not empty.*",  # the run folder, made a moment before
-    ".*module\\(s\\) in eval mode at the start of training.*",  # the frozen base is meant to be
-    ".*`is_gradient_checkpointing` is deprecated.*",  # raised and meant for transformers itself
-    ".*sync_dist=True.*when logging on epoch level.*",  # torchmetrics has already added up the ranks
-    ".*callbacks used to create the checkpoint need to be provided.*",
-    ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
-)
-"""Warnings about nothing the user could or should change."""
 
 
 def run(args: Sequence[str]) -> None:
@@ -59,20 +46,11 @@ def run(args: Sequence[str]) -> None:
         UserError: For what the user can put right.
         KeyboardInterrupt: After an orderly end on Ctrl-C.
     """
-    quiet()
+    quiet_warnings()
     remember_folder()
     register()
     with own_rules():
         AlignCLI(args)
-
-
-def quiet() -> None:
-    """Silence tips and hints of the libraries; their real warnings stay."""
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # warns of optional CPU kernels
-    for message in NOISE:
-        warnings.filterwarnings("ignore", message=message)
 
 
 class AlignCLI(LightningCLI):

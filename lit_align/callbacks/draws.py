@@ -106,7 +106,7 @@ def draw(module: Any, prompts: CompletionBatch, completions: int, sampling: Samp
     tokenizer = module.tokenizer
     lengths = [batch.lengths for batch, _ in parts]
     ended = [e.cpu() for e in (_ended(batch, sampling, tokenizer.eos_token_id) for batch, _ in parts)]
-    texts = [_texts(tokenizer, ids, mask) for batch, _ in parts for ids, mask in zip(*batch[2:4], strict=True)]
+    texts = [some for batch, _ in parts for some in continuations(tokenizer, batch)]
     asked = [_texts(tokenizer, batch.prompt_ids, batch.prompt_mask) for batch, _ in parts]
     kls = [kl for _, kl in parts if kl is not None]
     return Draw(
@@ -117,6 +117,26 @@ def draw(module: Any, prompts: CompletionBatch, completions: int, sampling: Samp
         ended=torch.cat(ended),
         kl=torch.cat(kls) if kls else None,
     )
+
+
+def continuations(tokenizer: Any, batch: CompletionBatch) -> list[list[str]]:
+    """The texts of the completions of each prompt.
+
+    A text on its own may lose its first space, so each is decoded along with its prompt.
+    """
+    found: list[list[str]] = []
+    for asked, there, ids, mask in zip(*batch[:4], strict=True):
+        prompt = asked[there].tolist()
+        head = tokenizer.decode(prompt, skip_special_tokens=True)
+        kept = [i[m].tolist() for i, m in zip(ids, mask, strict=True)]
+        found.append([_after(tokenizer, head, prompt, one) for one in kept])
+    return found
+
+
+def _after(tokenizer: Any, head: str, prompt: list[int], ids: list[int]) -> str:
+    whole = tokenizer.decode(prompt + ids, skip_special_tokens=True)
+    alone: str = tokenizer.decode(ids, skip_special_tokens=True)
+    return whole.removeprefix(head) if whole.startswith(head) else alone
 
 
 def _texts(tokenizer: Any, ids: Tensor, mask: Tensor) -> list[str]:

@@ -1,0 +1,80 @@
+"""Many completions of each prompt, drawn in parts that fit into memory, with a line of progress every now and then."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from lit_align.batch import CompletionBatch
+from lit_align.callbacks.draws import Draw, draw
+from lit_align.commands.arguments import Drawing
+from lit_align.commands.runs import Loaded
+
+PROMPTS_AT_ONCE = 16
+TOKENS_AT_ONCE = 2048
+"""Tokens of one prompt's completions that are scored together: attention holds a square of them."""
+APART = 1_000_003
+"""Between the seeds of two parts; ``draw`` takes the numbers after each."""
+EVERY = 10.0
+"""Seconds between two lines of progress."""
+
+
+def draw_many(
+    loaded: Loaded, prompts: CompletionBatch, completions: int, drawing: Drawing, reference: bool, what: str
+) -> Draw:
+    """Draw and score completions of each prompt.
+
+    Args:
+        loaded: The policy and its reference.
+        prompts: N prompts.
+        completions: Completions of each, >= 1.
+        drawing: How they are drawn.
+        reference: Draw from the reference instead of the policy.
+        what: Whose they are, for the progress.
+    """
+    parts = list(_parts(len(prompts.prompt_ids), completions, drawing.max_new_tokens))
+    begin = shown = time.monotonic()
+    rows: dict[int, list[Draw]] = {}
+    for done, (start, columns, number) in enumerate(parts):
+        some = prompts.rows(slice(start, start + PROMPTS_AT_ONCE)).to(loaded.device)
+        with torch.no_grad():
+            rows.setdefault(start, []).append(draw(loaded, some, columns, drawing.sampling(APART * number), reference))
+        if (now := time.monotonic()) - shown > EVERY:
+            shown, left = now, (now - begin) / (done + 1) * (len(parts) - done - 1)
+            print(f"{what}: {(done + 1) / len(parts):.0%} drawn, {left:.0f} s left", file=sys.stderr, flush=True)
+    return below([beside(draws) for draws in rows.values()])
+
+
+def _parts(prompts: int, completions: int, tokens: int) -> Iterator[tuple[int, int, int]]:
+    """First prompt and number of columns of each part, and a number of its own."""
+    most = max(1, TOKENS_AT_ONCE // tokens)
+    widths = [min(most, completions - column) for column in range(0, completions, most)]
+    numbered = ((start, width) for start in range(0, prompts, PROMPTS_AT_ONCE) for width in widths)
+    yield from ((start, width, number) for number, (start, width) in enumerate(numbered))
+
+
+def beside(draws: Sequence[Draw]) -> Draw:
+    """Draws of the same prompts as one of more columns."""
+    texts = [[text for some in row for text in some] for row in zip(*(one.completions for one in draws), strict=True)]
+    return _joined(draws, draws[0].prompts, texts, 1)
+
+
+def below(draws: Sequence[Draw]) -> Draw:
+    """Draws of different prompts as one."""
+    prompts = [prompt for one in draws for prompt in one.prompts]
+    return _joined(draws, prompts, [texts for one in draws for texts in one.completions], 0)
+
+
+def _joined(draws: Sequence[Draw], prompts: list[str], completions: list[list[str]], dim: int) -> Draw:
+    kls = [one.kl for one in draws if one.kl is not None]
+    return Draw(
+        step=draws[0].step,
+        prompts=prompts,
+        completions=completions,
+        tokens=torch.cat([one.tokens for one in draws], dim),
+        ended=torch.cat([one.ended for one in draws], dim),
+        kl=torch.cat(kls, dim) if kls else None,
+    )
