@@ -151,6 +151,11 @@ class PolicyReferencePair(nn.Module):
             present=torch.ones(ids.shape[:2], dtype=torch.bool, device=ids.device),
         )
 
+    def ended(self, batch: CompletionBatch) -> Tensor:
+        """Whether the last token of each completion ends it, and not the token budget, bool (B, K)."""
+        last = batch.completion_ids.gather(-1, (batch.lengths - 1).clamp(min=0)[..., None])[..., 0]
+        return torch.isin(last, torch.tensor(self.stop_ids, device=last.device)) & (batch.lengths > 0)
+
     def let_reference_move(self, averaged: bool) -> None:
         """Give the reference an adapter of its own, equal to the policy's start, for ``update_reference``.
 
