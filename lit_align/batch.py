@@ -220,7 +220,7 @@ class Sampling(NamedTuple):
         temperature: Divides the logits, > 0; None draws at the pair's own temperature.
         top_k: Keep the k most likely tokens; 0 keeps all.
         top_p: Keep the smallest set of tokens of at least this mass, in (0, 1]; 1 keeps all.
-        seed: Seed of the draw.
+        seed: Seed of the draw; a completion is a function of it, of its prompt's ``row`` and of its column.
     """
 
     max_new_tokens: int = 64
@@ -270,5 +270,8 @@ class Generator(Protocol):
     def generate(
         self, prompts: CompletionBatch, completions: int, sampling: Sampling, *, reference: bool = False
     ) -> Rollout:
-        """Draw ``completions`` completions of each prompt of a batch; its own completions are ignored."""
+        """Draw ``completions`` completions of each prompt of a batch; its own completions are ignored.
+
+        The rollout has ``old_logps``, the log-probs under the distribution the tokens were drawn from.
+        """
         ...

@@ -99,8 +99,7 @@ def draw(module: Any, prompts: CompletionBatch, completions: int, sampling: Samp
     parts: list[tuple[CompletionBatch, Tensor | None]] = []
     for start in range(0, len(prompts.prompt_ids), PROMPTS_AT_ONCE):
         some = prompts.rows(slice(start, start + PROMPTS_AT_ONCE))
-        seeded = sampling._replace(seed=sampling.seed + start)
-        batch = module.pair.generate(some, completions, seeded, reference=reference)
+        batch = module.pair.generate(some, completions, sampling, reference=reference).completions
         kl = None if reference else module.pair.score(batch, kl=True).token_kl.sum(-1).cpu()
         parts.append((batch, kl))
     tokenizer = module.tokenizer

@@ -11,7 +11,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lit_align.batch import CompletionBatch, Sampling, Scores
+from lit_align.batch import CompletionBatch, Rollout, Sampling, Scores
 
 EOS = 0
 LETTERS = "?abcdefghij"
@@ -39,7 +39,7 @@ class ToyPair(torch.nn.Module):
 
     def generate(
         self, prompts: CompletionBatch, completions: int, sampling: Sampling, *, reference: bool = False
-    ) -> CompletionBatch:
+    ) -> Rollout:
         torch.rand(3)  # a sampler moves the random state
         self.calls.append((reference, self.training, torch.is_grad_enabled()))
         length = completions + 1
@@ -48,7 +48,7 @@ class ToyPair(torch.nn.Module):
         if not reference:
             ids[:, torch.arange(completions), torch.arange(completions) + 1] = EOS
         mask = kept.expand_as(ids)
-        return prompts._replace(completion_ids=ids, completion_mask=mask, reward=None, present=mask.any(-1))
+        return Rollout(prompts._replace(completion_ids=ids, completion_mask=mask, reward=None, present=mask.any(-1)))
 
     def score(self, batch: CompletionBatch, *, kl: bool = False) -> Scores:
         """A token KL of the first prompt token's number at each token."""
