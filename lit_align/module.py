@@ -289,7 +289,7 @@ class AlignModule(LightningModule, ABC):
         check_checkpoint(checkpoint["state_dict"], self.state_dict(keep_vars=True), self._trained_state())
 
     def _loss(self, batch: Batch) -> Loss:
-        """The loss of what a loader hands out; a dataset's completions are annotated here, fresh buffers already are."""
+        """The loss of what a loader hands out; a dataset is annotated here, as fresh buffers already are."""
         if self.rollouts and isinstance(batch, CompletionBatch):
             batch = self.annotate(Rollout(batch))
         keep = self.rollouts or not isinstance(batch, Rollout)
