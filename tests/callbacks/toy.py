@@ -25,6 +25,9 @@ class ToyTokenizer:
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
         return "".join(LETTERS[i] for i in ids if i != EOS)
 
+    def batch_decode(self, rows: Sequence[Sequence[int]], skip_special_tokens: bool = False) -> list[str]:
+        return [self.decode(ids, skip_special_tokens) for ids in rows]
+
     def save_pretrained(self, directory: str) -> None:
         (Path(directory) / "tokenizer.json").write_text("{}")
 
