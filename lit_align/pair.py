@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_align.adapters import POLICY, REFERENCE, active, adapted, factors, free_reference
-from lit_align.batch import CompletionBatch, Perturbed, Sampling, Scores
+from lit_align.batch import CompletionBatch, Perturbed, Rollout, Sampling, Scores
 from lit_align.layout import Rows, separate_rows, to_columns, tree_inputs, tree_rows
 from lit_align.logprobs import token_scores
 from lit_align.models import check_head, head_of, load_base, shares_prompts, stop_ids
@@ -125,7 +125,7 @@ class PolicyReferencePair(nn.Module):
     @torch.no_grad()
     def generate(
         self, prompts: CompletionBatch, completions: int, sampling: Sampling, *, reference: bool = False
-    ) -> CompletionBatch:
+    ) -> Rollout:
         """Draw completions of each prompt.
 
         Args:
@@ -136,11 +136,12 @@ class PolicyReferencePair(nn.Module):
 
         Returns:
             The same prompts with K = ``completions`` columns of sampled ids, end of sequence included where it came
-            within the budget; no reward.
+            within the budget, no reward; and ``old_logps``, the log-probs under the distribution they were drawn
+            from, temperature and truncation included.
         """
         trained = self.policy.training
         self.policy.eval()  # gradient checkpointing would turn the cache off
-        drawn: list[Tensor] = []
+        drawn: list[tuple[Tensor, Tensor]] = []
         size = max(1, GENERATION_ROWS // completions)
         device = prompts.prompt_ids.device
         cuda = [device] if device.type == "cuda" else []
@@ -149,15 +150,24 @@ class PolicyReferencePair(nn.Module):
             for ids, mask in zip(prompts.prompt_ids.split(size), prompts.prompt_mask.split(size), strict=True):
                 drawn.append(self._draw(ids, mask, completions, sampling))
         self.policy.train(trained)
-        length = max(part.shape[1] for part in drawn)
-        padded = [nn.functional.pad(part, (0, length - part.shape[1]), value=-1) for part in drawn]
-        ids = torch.cat(padded).view(len(prompts.prompt_ids), completions, length)
-        return prompts._replace(
+        length = max(part.shape[1] for part, _ in drawn)
+        shape = len(prompts.prompt_ids), completions, length
+        ids, logps = (
+            torch.cat([nn.functional.pad(part, (0, length - part.shape[1]), value=fill) for part in parts]).view(shape)
+            for parts, fill in zip(zip(*drawn, strict=True), (-1, 0.0), strict=True)
+        )
+        drawn_batch = prompts._replace(
             completion_ids=ids.clamp(min=0),
             completion_mask=ids >= 0,
             reward=None,
             present=torch.ones(ids.shape[:2], dtype=torch.bool, device=ids.device),
         )
+        return Rollout(drawn_batch, old_logps=logps)
+
+    def ended(self, batch: CompletionBatch) -> Tensor:
+        """Whether the last token of each completion ends it, and not the token budget, bool (B, K)."""
+        last = batch.completion_ids.gather(-1, (batch.lengths - 1).clamp(min=0)[..., None])[..., 0]
+        return torch.isin(last, torch.tensor(self.stop_ids, device=last.device)) & (batch.lengths > 0)
 
     def let_reference_move(self, averaged: bool) -> None:
         """Give the reference an adapter of its own, equal to the policy's start, for ``update_reference``.
@@ -223,8 +233,8 @@ class PolicyReferencePair(nn.Module):
         output = self.base.base_model(**inputs, use_cache=False)
         return output.last_hidden_state.flatten(0, 1)[places]
 
-    def _draw(self, ids: Tensor, mask: Tensor, completions: int, sampling: Sampling) -> Tensor:
-        """Sampled ids of each prompt's completions, -1 after the end of sequence, (B · completions, L)."""
+    def _draw(self, ids: Tensor, mask: Tensor, completions: int, sampling: Sampling) -> tuple[Tensor, Tensor]:
+        """Sampled ids of each prompt's completions, -1 after the end, and their log-probs, (B · completions, L)."""
         from transformers import GenerationConfig
 
         # Left padding: every prompt ends where its completion begins.
@@ -241,8 +251,13 @@ class PolicyReferencePair(nn.Module):
                 top_p=sampling.top_p,
                 eos_token_id=self.stop_ids or None,
                 pad_token_id=self.stop_ids[0] if self.stop_ids else 0,
+                output_scores=True,
+                return_dict_in_generate=True,
             ),
         )
-        new = output[:, ids.shape[1] :]
+        new = output.sequences[:, ids.shape[1] :]
+        columns = [scores.float().log_softmax(-1) for scores in output.scores]
+        logps = torch.stack([c.gather(1, i[:, None])[:, 0] for c, i in zip(columns, new.T, strict=True)], 1)
         ended = torch.isin(new, torch.tensor(self.stop_ids, device=new.device)).long()
-        return new.masked_fill((ended.cumsum(-1) - ended) > 0, -1)
+        after = (ended.cumsum(-1) - ended) > 0
+        return new.masked_fill(after, -1), logps.masked_fill(after, 0.0)

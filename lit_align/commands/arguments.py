@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import MISSING, dataclass, fields
 from typing import Any, Literal, NoReturn
 
 from jsonargparse import ArgumentParser
@@ -56,9 +56,13 @@ def parse(name: str, args: Sequence[str], about: str | None, *kinds: type) -> li
     parser = CommandParser(prog=f"{PROGRAM} {name}", description=about, exit_on_error=True)
     parser.add_argument("--config", action="config", help="YAML file with any of these options.")
     for kind in kinds:
-        parser.add_class_arguments(kind, as_positional=True)
+        several = {
+            field.name for field in fields(kind) if str(field.type).startswith("list") and field.default is MISSING
+        }
+        for one in several:  # jsonargparse would want a list in brackets
+            parser.add_argument(one, nargs="+", type=str, help="One or more, with spaces between them.")
+        parser.add_class_arguments(kind, as_positional=True, skip=several)
     found = parser.instantiate(parser.parse_args(list(args)))
-    assert all(is_dataclass(kind) for kind in kinds)
     return [kind(**{field.name: found[field.name] for field in fields(kind)}) for kind in kinds]
 
 

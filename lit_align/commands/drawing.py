@@ -2,30 +2,43 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from lit_align.batch import CompletionBatch
 from lit_align.callbacks.draws import Draw, draw
 from lit_align.commands.arguments import Drawing
 from lit_align.commands.runs import Loaded
+from lit_align.data.judge import RewardFunction, judge
+from lit_align.data.rows import DataError
+
+log = logging.getLogger(__name__)
 
 PROMPTS_AT_ONCE = 16
 TOKENS_AT_ONCE = 2048
 """Tokens of one prompt's completions that are scored together: attention holds a square of them."""
 APART = 1_000_003
-"""Between the seeds of two parts; ``draw`` takes the numbers after each."""
+"""Between the seeds of two parts of the columns; within one a completion is a function of its prompt and column."""
 EVERY = 10.0
 """Seconds between two lines of progress."""
 
 
 def draw_many(
-    loaded: Loaded, prompts: CompletionBatch, completions: int, drawing: Drawing, reference: bool, what: str
+    loaded: Loaded,
+    prompts: CompletionBatch,
+    completions: int,
+    drawing: Drawing,
+    *,
+    reference: bool,
+    reward: RewardFunction | None = None,
 ) -> Draw:
-    """Draw and score completions of each prompt.
+    """Draw, score and judge completions of each prompt.
 
     Args:
         loaded: The policy and its reference.
@@ -33,7 +46,10 @@ def draw_many(
         completions: Completions of each, >= 1.
         drawing: How they are drawn.
         reference: Draw from the reference instead of the policy.
-        what: Whose they are, for the progress.
+        reward: What judges them, or None.
+
+    Returns:
+        The draws; a prompt some of whose completions the reward failed on has NaN for all of those of that part.
     """
     parts = list(_parts(len(prompts.prompt_ids), completions, drawing.max_new_tokens))
     begin = shown = time.monotonic()
@@ -41,19 +57,37 @@ def draw_many(
     for done, (start, columns, number) in enumerate(parts):
         some = prompts.rows(slice(start, start + PROMPTS_AT_ONCE)).to(loaded.device)
         with torch.no_grad():
-            rows.setdefault(start, []).append(draw(loaded, some, columns, drawing.sampling(APART * number), reference))
+            drawn = draw(loaded, some, columns, drawing.sampling(APART * number), reference)
+        drawn.reward = None if reward is None else rewards_of(reward, drawn, loaded.tokenizer)
+        rows.setdefault(start, []).append(drawn)
         if (now := time.monotonic()) - shown > EVERY:
             shown, left = now, (now - begin) / (done + 1) * (len(parts) - done - 1)
-            print(f"{what}: {(done + 1) / len(parts):.0%} drawn, {left:.0f} s left", file=sys.stderr, flush=True)
+            print(
+                f"{'reference' if reference else 'policy'}: {(done + 1) / len(parts):.0%} drawn, {left:.0f} s left",
+                file=sys.stderr,
+                flush=True,
+            )
     return below([beside(draws) for draws in rows.values()])
 
 
+def rewards_of(reward: RewardFunction, drawn: Draw, tokenizer: Any) -> Tensor:
+    """The reward of each completion, float64 (N, K), NaN for prompts on which it failed."""
+    parts = []
+    for batch in drawn.groups:
+        try:
+            parts.append(judge(reward, batch, tokenizer).double())
+        except DataError as error:  # it failed on all prompts of this part, which may be few
+            log.warning("%s", error)
+            parts.append(torch.full(batch.present.shape, torch.nan, dtype=torch.float64))
+    return torch.cat(parts)
+
+
 def _parts(prompts: int, completions: int, tokens: int) -> Iterator[tuple[int, int, int]]:
-    """First prompt and number of columns of each part, and a number of its own."""
+    """First prompt and number of columns of each part, and which part of the columns it is."""
     most = max(1, TOKENS_AT_ONCE // tokens)
     widths = [min(most, completions - column) for column in range(0, completions, most)]
-    numbered = ((start, width) for start in range(0, prompts, PROMPTS_AT_ONCE) for width in widths)
-    yield from ((start, width, number) for number, (start, width) in enumerate(numbered))
+    for start in range(0, prompts, PROMPTS_AT_ONCE):
+        yield from ((start, width, number) for number, width in enumerate(widths))
 
 
 def beside(draws: Sequence[Draw]) -> Draw:
@@ -70,6 +104,7 @@ def below(draws: Sequence[Draw]) -> Draw:
 
 def _joined(draws: Sequence[Draw], prompts: list[str], completions: list[list[str]], dim: int) -> Draw:
     kls = [one.kl for one in draws if one.kl is not None]
+    rewards = [one.reward for one in draws if one.reward is not None]
     return Draw(
         step=draws[0].step,
         prompts=prompts,
@@ -77,4 +112,5 @@ def _joined(draws: Sequence[Draw], prompts: list[str], completions: list[list[st
         tokens=torch.cat([one.tokens for one in draws], dim),
         ended=torch.cat([one.ended for one in draws], dim),
         kl=torch.cat(kls, dim) if kls else None,
+        reward=torch.cat(rewards, dim) if rewards else None,
     )

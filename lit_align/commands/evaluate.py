@@ -6,22 +6,25 @@ taken over prompts. docs/evaluation.md says how each figure is computed.
 
 from __future__ import annotations
 
-import importlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from lit_align.assets import resolve
-from lit_align.batch import Reward
-from lit_align.commands.arguments import Drawing, Loading, parse
+from lit_align.batch import CompletionBatch
+from lit_align.commands.arguments import CommandParser, Drawing, Loading, parse
 from lit_align.commands.drawing import draw_many
-from lit_align.commands.judging import load_reward
-from lit_align.commands.prompts import Asked, asked_of, prompt_texts, read_distinct
+from lit_align.commands.prompts import read_distinct, tokenized
+from lit_align.commands.rewarding import load_reward
 from lit_align.commands.runs import Loaded, Run, find_run, load, with_base
 from lit_align.commands.standings import Standings
 from lit_align.data import UnpairedData
+from lit_align.data.completions import CompletionData
+from lit_align.data.judge import RewardFunction, judge
 from lit_align.data.oracle import load_oracle
 from lit_align.data.text import Limits
 from lit_align.errors import UserError
@@ -74,25 +77,39 @@ def run(args: Sequence[str]) -> None:
     options, drawing, loading = parse("evaluate", args, __doc__, Evaluate, Drawing, Loading)
     out = _free_place(options.out, options.run)
     found = find_run(options.run)
-    reward, judge = _reward(options, found)
     loaded = load(found, loading)
-    asked = _asked(options, found, loaded, drawing.max_new_tokens)
-    draws = max(options.completions, options.best_of or 0)
+    prompts, oracle = questions(options, found, loaded, drawing.max_new_tokens)
+    reward = oracle if options.reward is None else load_reward(options.reward)
+    if reward is None and options.best_of is not None:
+        raise UserError(
+            f"best_of={options.best_of} keeps the completion of the highest reward, and these prompts come with none: "
+            "give --reward, the folder of a trained reward or the name of a Python callable"
+        )
+    count = max(options.completions, options.best_of or 0)
     drawn = [
-        draw_many(loaded, asked.batch, draws, independent(drawing), True, "reference"),
-        draw_many(loaded, asked.batch, draws, drawing, False, "policy"),
+        draw_many(loaded, prompts, count, independent(drawing), reference=True, reward=reward),
+        draw_many(loaded, prompts, count, drawing, reference=False, reward=reward),
     ]
-    standings = Standings(drawn, asked, loaded.tokenizer, reward, options.completions, options.best_of)
+    standings = Standings(drawn, with_rewards(prompts, reward, loaded), options.completions, options.best_of)
     settings = {**asdict(options), **asdict(drawing), "model": with_base(found.settings, loading).model}
-    settings |= {"reward": judge, "prompts": len(asked.texts), "objective": found.objective}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"settings": settings, **standings.as_dict()}, indent=2, ensure_ascii=False)
-    out.write_text(text + "\n", encoding="utf-8")
-    rows = out.with_suffix(".jsonl")
-    with rows.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in standings.rows())
+    settings |= {"reward": _name(reward), "prompts": len(prompts.row), "objective": found.objective}
+    _write(out, {"settings": settings, **standings.as_dict()}, standings)
     standings.show()
-    print(f"written to {out}, the completions to {rows}")
+    print(f"written to {out}, the completions to {out.with_suffix('.jsonl')}")
+
+
+def _write(out: Path, figures: dict[str, Any], standings: Standings) -> None:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(figures, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    with out.with_suffix(".jsonl").open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in standings.rows())
+
+
+def _name(reward: RewardFunction | None) -> str | None:
+    if reward is None:
+        return None
+    named = reward if hasattr(reward, "__qualname__") else type(reward)
+    return f"{named.__module__}.{named.__qualname__}"
 
 
 def independent(drawing: Drawing) -> Drawing:
@@ -110,51 +127,49 @@ def _free_place(out: str | None, folder: str) -> Path:
     return next(Path(folder) / name for name in names if not (Path(folder) / name).exists())
 
 
-def _reward(options: Evaluate, found: Run) -> tuple[Reward | None, str | None]:
-    """The reward, and its name."""
-    if options.reward is not None:
-        return load_reward(options.reward), options.reward
-    dataset = options.dataset or _data_arguments(found).get("dataset", "")
-    packaged = resolve(dataset)
-    if packaged != dataset:
-        oracle = load_oracle(Path(packaged))
-        return oracle, f"{type(oracle).__module__}.{type(oracle).__name__}"
-    if options.best_of is not None:
-        raise UserError(
-            f"best_of={options.best_of} keeps the completion of the highest reward, and {dataset or 'the adapter'} "
-            "comes with none: give --reward, the folder of a trained reward or the name of a Python callable"
-        )
-    return None, None
-
-
-def _data_arguments(found: Run) -> dict[str, Any]:
-    return dict((found.config.get("data") or {}).get("init_args") or {})
-
-
-def _asked(options: Evaluate, found: Run, loaded: Loaded, new_tokens: int) -> Asked:
-    """The prompts, with the chosen completion of each where there is one."""
+def questions(
+    options: Evaluate, found: Run, loaded: Loaded, new_tokens: int
+) -> tuple[CompletionBatch, RewardFunction | None]:
+    """The prompts, with the chosen completion of each where there is one, and the reward that comes with them."""
+    room = loaded.context - new_tokens
+    check("max_new_tokens", new_tokens, room >= 1, f"below the {loaded.context} tokens the model reads", "64")
     if options.dataset is not None:
         examples = read_distinct(options.dataset, options.split, options.columns)[: options.prompts]
-        room = loaded.context - new_tokens
-        check("max_new_tokens", new_tokens, room >= 1, f"below the {loaded.context} tokens the model reads", "64")
-        asked = asked_of(examples, loaded.tokenizer, Limits(loaded.context, room))
-        if not asked.texts:
-            raise UserError(f"{options.dataset}: no prompt is left")
-        return asked
-    if "data" not in found.config:
+        packaged = resolve(options.dataset)
+        oracle = load_oracle(Path(packaged)) if packaged != options.dataset else None
+        return tokenized(examples, loaded.tokenizer, Limits(loaded.context, room)), oracle
+    if not found.config.get("data"):
         raise UserError(f"{options.run} is an adapter without a run, so there are no validation rows: give --dataset")
-    module, _, name = found.config["data"]["class_path"].rpartition(".")
-    data = getattr(importlib.import_module(module), name)(**_data_arguments(found))
+    data = data_of(found.config)
     data.load(loaded.tokenizer)
-    batch = data.prompts(options.prompts)
-    chosen = batch.present[:, :1] & batch.completion_mask[:, :1].any(-1)
+    batch: CompletionBatch = data.prompts(options.prompts)
     if isinstance(data, UnpairedData):
         assert batch.reward is not None
-        chosen = chosen & (batch.reward[:, :1] > 0)
-    kept = batch._replace(
-        completion_ids=batch.completion_ids[:, :1],
-        completion_mask=batch.completion_mask[:, :1],
+        batch = batch._replace(present=batch.present & (batch.reward > 0))
+    return batch, data.oracle
+
+
+def data_of(config: Mapping[str, Any]) -> Any:
+    """The data module that a run's configuration names.
+
+    Raises:
+        UserError: If it cannot be built as it stands there.
+    """
+    parser = CommandParser(prog="config.yaml")
+    parser.add_subclass_arguments(CompletionData, "data")
+    return parser.instantiate(parser.parse_object({"data": config["data"]})).data
+
+
+def with_rewards(prompts: CompletionBatch, reward: RewardFunction | None, loaded: Loaded) -> CompletionBatch:
+    """The prompts with their chosen completions alone, and the rewards of these, NaN where it failed."""
+    chosen = prompts._replace(
+        completion_ids=prompts.completion_ids[:, :1],
+        completion_mask=prompts.completion_mask[:, :1],
         reward=None,
-        present=chosen,
+        present=prompts.present[:, :1] & prompts.completion_mask[:, :1].any(-1),
     )
-    return Asked(kept, prompt_texts(batch, loaded.tokenizer))
+    there = chosen.present[:, 0]
+    rewards = torch.full(chosen.present.shape, torch.nan)
+    if reward is not None and there.any():
+        rewards[there] = judge(reward, chosen.rows(there), loaded.tokenizer)
+    return chosen._replace(reward=rewards)

@@ -20,7 +20,7 @@ from rich.table import Table
 from lit_align.callbacks.draws import Draw
 from lit_align.commands.arguments import Drawing, Loading, parse
 from lit_align.commands.drawing import draw_many
-from lit_align.commands.prompts import asked_of, example_of, lines_of
+from lit_align.commands.prompts import example_of, lines_of, tokenized
 from lit_align.commands.runs import Loaded, find_run, load
 from lit_align.data.formats import Example
 from lit_align.data.messages import Message
@@ -107,38 +107,31 @@ class Writer:
         Raises:
             UserError: If no prompt is left.
         """
-        asked = asked_of(examples, self.loaded.tokenizer, self.limits)
-        if not asked.texts:
-            raise UserError("there is no prompt with a single token")
+        batch = tokenized(examples, self.loaded.tokenizer, self.limits)
         drawn = {
-            name: draw_many(
-                self.loaded, asked.batch, self.options.completions, self.drawing, name == "reference", what=name
-            )
+            name: draw_many(self.loaded, batch, self.options.completions, self.drawing, reference=name == "reference")
             for name in MODELS
         }
-        rich.get_console().print(side_by_side(asked.texts, drawn, with_prompt=len(examples) > 1))
+        rich.get_console().print(side_by_side(drawn, with_prompt=len(examples) > 1))
         if self.options.out is not None:
             with Path(self.options.out).open("a", encoding="utf-8") as file:
-                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows(asked.texts, drawn))
+                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows(drawn))
         self.drawing = replace(self.drawing, seed=self.drawing.seed + 1)  # the next turn is drawn anew
         return drawn["policy"].completions[-1][0]
 
 
-def rows(prompts: Sequence[str], drawn: dict[str, Draw]) -> Iterator[dict[str, object]]:
+def rows(drawn: dict[str, Draw]) -> Iterator[dict[str, object]]:
     """One record for each completion, as it is written down."""
     for name, one in drawn.items():
-        for i, prompt in enumerate(prompts):
-            for k, text in enumerate(one.completions[i]):
-                row = {"model": name, "prompt": prompt, "completion": text, "ended": bool(one.ended[i, k])}
-                yield row if one.kl is None else {**row, "kl": float(one.kl[i, k])}
+        yield from ({"model": name, **{key: row[key] for key in row if key != "step"}} for row in one.rows())
 
 
-def side_by_side(prompts: Sequence[str], drawn: dict[str, Draw], with_prompt: bool) -> Table:
+def side_by_side(drawn: dict[str, Draw], with_prompt: bool) -> Table:
     """A row for each completion: policy and reference, " …" where the budget cut it."""
     table = Table(show_lines=True)
     for column in (["prompt"] if with_prompt else []) + list(MODELS):
         table.add_column(column, overflow="fold", ratio=1)
-    for i, prompt in enumerate(prompts):
+    for i, prompt in enumerate(drawn["policy"].prompts):
         for k in range(len(drawn["policy"].completions[i])):
             cells = [escape(_shown(drawn[name], i, k)) for name in MODELS]
             table.add_row(*([escape(prompt) if k == 0 else ""] if with_prompt else []), *cells)

@@ -122,10 +122,7 @@ def _as_published(model: PreTrainedModel, settings: PairSettings) -> PreTrainedM
     model.config.dtype = model.dtype
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
-    try:
-        model.generation_config = GenerationConfig.from_pretrained(
-            settings.source, revision=settings.revision or "main"
-        )
-    except OSError:  # the base has none
-        pass
+    with suppress(OSError):  # the base may have none
+        revision = settings.revision or "main"
+        model.generation_config = GenerationConfig.from_pretrained(settings.source, revision=revision)
     return model

@@ -5,22 +5,21 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from lit_align.assets import resolve
 from lit_align.batch import CompletionBatch
 from lit_align.data import parsers
 from lit_align.data.chat import render_prompt
-from lit_align.data.collate import Group, collate
-from lit_align.data.fields import DroppedRow, list_of, text_of
+from lit_align.data.collate import collate
+from lit_align.data.fields import DroppedRow, list_of
 from lit_align.data.formats import (
     CONVERSATION,
     DEMONSTRATION,
     IMPLICIT_PAIR,
     LABELLED,
     PAIR,
+    PROMPT,
     SCORED,
     Example,
     Format,
@@ -30,9 +29,9 @@ from lit_align.data.messages import Text, is_blank
 from lit_align.data.report import SplitReport
 from lit_align.data.rows import Row, Source
 from lit_align.data.sources import read_rows
-from lit_align.data.specials import find_specials
 from lit_align.data.text import Limits, tokenize
 from lit_align.data.transcripts import transcript_messages
+from lit_align.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -47,34 +46,11 @@ def completions_alone(fields: dict[str, Any]) -> parsers.Parts:
     return prompt, kept, None
 
 
-def prompt_alone(fields: dict[str, Any]) -> parsers.Parts:
-    """prompt: text or messages."""
-    return text_of(fields, "prompt"), [], None
-
-
 UNSCORED = Format(("prompt", "completions"), completions_alone)
-PROMPT = Format(("prompt",), prompt_alone)
 GIVEN = (SCORED, UNSCORED, PAIR, IMPLICIT_PAIR, LABELLED, DEMONSTRATION, CONVERSATION)
 """Rows that have completions, in any of their formats."""
 COMPARABLE = (*(format for format in GIVEN if format is not UNSCORED), PROMPT)
 """Rows that say which completion is the good one, or have none."""
-
-
-class Asked(NamedTuple):
-    """Prompts to be answered.
-
-    Attributes:
-        batch: N prompts, and the chosen completion of each in column 0 where ``present``.
-        texts: The prompts as a reward reads them: as written, or rendered by the chat template.
-    """
-
-    batch: CompletionBatch
-    texts: list[str]
-
-    @property
-    def chosen(self) -> list[bool]:
-        """Which prompts have a chosen completion."""
-        return [bool(there) for there in self.batch.present[:, 0]]
 
 
 def distinct(examples: Sequence[Example]) -> list[Example]:
@@ -101,8 +77,8 @@ def lines_of(path: str) -> list[Example]:
     return read_examples(Source(path, rows, []), None, SplitReport(path, read=len(rows)), (PROMPT,), least=1)
 
 
-def asked_of(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, limits: Limits) -> Asked:
-    """Tokenize prompts and their chosen completions; what cannot be used is left out.
+def tokenized(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, limits: Limits) -> CompletionBatch:
+    """Prompts, and the chosen completion of each in column 0 where ``present``; what cannot be used is left out.
 
     Args:
         examples: Of any format.
@@ -110,32 +86,15 @@ def asked_of(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, li
         limits: Token budgets.
 
     Raises:
+        UserError: If no prompt is left.
         DataError: If a template does not accept a conversation.
     """
     report = SplitReport("prompts", read=len(examples))
     bare = [example._replace(completions=_chosen(example), rewards=None) for example in examples]
     groups = tokenize(bare, tokenizer, limits, report, comparing=False)
-    return with_texts(groups, tokenizer)
-
-
-def with_texts(groups: Sequence[Group], tokenizer: PreTrainedTokenizerBase) -> Asked:
-    """The groups as a batch, in which a prompt without a completion has none present, and the prompts' texts."""
-    end = torch.tensor([tokenizer.eos_token_id], dtype=torch.int32)
-    filled = [group if group.completion_ids else group._replace(completion_ids=[end]) for group in groups]
-    batch = collate(filled, int(tokenizer.eos_token_id))
-    has = torch.tensor([bool(group.completion_ids) for group in groups])
-    return Asked(batch._replace(present=batch.present & has[:, None]), prompt_texts(batch, tokenizer))
-
-
-def prompt_texts(batch: CompletionBatch, tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """The prompts of a batch as a reward reads them, without what the tokenizer itself puts before a text."""
-    before = find_specials(tokenizer).before
-    texts = []
-    for ids, mask in zip(batch.prompt_ids, batch.prompt_mask, strict=True):
-        kept = ids[mask].tolist()
-        kept = kept[len(before) :] if kept[: len(before)] == before else kept
-        texts.append(str(tokenizer.decode(kept, skip_special_tokens=False)))
-    return texts
+    if not groups:
+        raise UserError("no prompt is left: there must be one with a token at least")
+    return collate(groups, int(tokenizer.eos_token_id or 0))
 
 
 def as_text(example: Example, tokenizer: Any) -> str:

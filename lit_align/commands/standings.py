@@ -11,13 +11,12 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
-from lit_align.batch import Reward
-from lit_align.callbacks.draws import Draw, continuations
-from lit_align.commands.judging import reward_table
-from lit_align.commands.prompts import Asked
+from lit_align.batch import CompletionBatch
+from lit_align.callbacks.draws import Draw
 from lit_align.commands.statistics import Candidate, Comparison, Estimate, best_of, best_of_kl, compared, over_prompts
 from lit_align.errors import UserError
 
+MODELS = ("reference", "policy")
 PLAIN = 16
 """Of the draws for best of N, how many are also used as plain samples."""
 DIGITS = {"reward": ".3f", "kl": ".2f", "tokens": ".1f", "ended": ".1%"}
@@ -27,42 +26,32 @@ class Standings:
     """Reference, policy and the dataset's chosen completion, and the best of N draws of either model.
 
     Args:
-        drawn: What the reference and what the policy drew, for the same N prompts.
-        asked: The prompts, with their chosen completions.
-        tokenizer: The policy's.
-        reward: What judges them, or None.
+        drawn: What the reference and what the policy drew for the same N prompts, judged if there is a reward.
+        chosen: The prompts with their chosen completions in column 0, where ``present``, and the rewards of these.
         completions: Draws that count as plain samples, >= 1; with best of N as many as there are, up to 16.
         n: N of best of N, or None.
 
     Raises:
-        UserError: If the reward fails on every prompt.
+        UserError: If the reward failed on every prompt.
     """
 
-    def __init__(
-        self,
-        drawn: Sequence[Draw],
-        asked: Asked,
-        tokenizer: Any,
-        reward: Reward | None,
-        completions: int,
-        n: int | None,
-    ) -> None:
-        self.drawn, self.asked, self.best = drawn, asked, n
-        self.failures: list[Exception] = []
-        plain = max(completions, min(n or 1, PLAIN))
-        rewards = [self._judged(reward, one.completions, one.tokens.shape) for one in drawn]
+    def __init__(self, drawn: Sequence[Draw], chosen: CompletionBatch, completions: int, n: int | None) -> None:
+        self.drawn, self.best = drawn, n
+        self.judged = drawn[0].reward is not None
+        rewards = [torch.full(one.tokens.shape, math.nan) if one.reward is None else one.reward for one in drawn]
         lost = torch.stack([values.isnan().any(1) for values in rewards]).any(0)
-        if reward is not None and lost.all():
-            raise UserError(f"the reward failed on every prompt, the last time: {self.failures[-1]}")
+        if self.judged and lost.all():
+            raise UserError("the reward failed on every prompt, so there is nothing to compare")
+        self.failed = int(lost.sum()) if self.judged else 0
         for one, values in zip(drawn, rewards, strict=True):
             one.reward = values.masked_fill(lost[:, None], math.nan)  # a prompt counts for both models or for neither
-        names = ("reference", "policy")
-        self.candidates = [_plain(name, one, plain) for name, one in zip(names, drawn, strict=True)]
+        plain = max(completions, min(n or 1, PLAIN))
+        self.candidates = [_plain(name, one, plain) for name, one in zip(MODELS, drawn, strict=True)]
         if n is not None:
-            self.candidates += [_kept(f"{name}, best of {n}", one, n) for name, one in zip(names, drawn, strict=True)]
-        if any(asked.chosen):
-            self.candidates.append(self._chosen(reward, tokenizer))
-        self.judged = reward is not None
+            both = zip(MODELS, drawn, strict=True)
+            self.candidates += [_kept(f"{name}, best of {n}", one, n) for name, one in both]
+        if chosen.present[:, 0].any():
+            self.candidates.append(_chosen(chosen))
         self.comparisons = list(self._compared()) if self.judged else []
 
     @property
@@ -79,19 +68,13 @@ class Standings:
         if self.best is not None:
             found["best_of_kl"] = {"n": self.best, "nats": best_of_kl(self.best)}
         found["comparisons"] = [_as_dict(one) for one in self.comparisons]
-        if self.failures:
-            found["reward_failures"] = {"prompts": len(self.failures), "last": str(self.failures[-1])}
-            {"prompts": len(self.failures), "last": str(self.failures[-1])} if self.failures else {}
-        )
+        found["prompts_without_reward"] = self.failed
         return found
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """One record for each completion drawn."""
-        for name, one in zip(("reference", "policy"), self.drawn, strict=True):
-            for row in one.rows():
-                del row["step"]
-                reward = row.pop("reward")
-                yield {"model": name, **row, "reward": None if math.isnan(reward) else reward}
+        for name, one in zip(MODELS, self.drawn, strict=True):
+            yield from ({"model": name, **{key: row[key] for key in row if key != "step"}} for row in one.rows())
 
     def show(self) -> None:
         """Print the tables and what must be known to read them."""
@@ -103,26 +86,8 @@ class Standings:
             print(f"gain in reward over the reference: {self.gain:.3f}")
         if self.best is not None:
             print(f"the best of {self.best} is at most {best_of_kl(self.best):.2f} nats from the model that draws it")
-        if self.failures:
-            print(f"left out, the reward failed: {len(self.failures)} prompts, the last time: {self.failures[-1]}")
-
-    def _judged(self, reward: Reward | None, texts: Sequence[Sequence[str]], shape: Sequence[int]) -> Tensor:
-        if reward is None:
-            return torch.full(tuple(shape), math.nan, dtype=torch.float64)
-        values, failures = reward_table(reward, self.asked.texts, texts)
-        self.failures += failures
-        return values
-
-    def _chosen(self, reward: Reward | None, tokenizer: Any) -> Candidate:
-        """The dataset's good completions; NaN where a prompt has none."""
-        there = torch.tensor(self.asked.chosen)
-        values = torch.full((len(there), 1), math.nan, dtype=torch.float64)
-        if reward is not None:
-            texts = continuations(tokenizer, self.asked.batch.rows(there))
-            asked = [text for text, has in zip(self.asked.texts, self.asked.chosen, strict=True) if has]
-            values[there] = reward_table(reward, asked, texts)[0]
-        tokens = self.asked.batch.lengths[:, :1].double().masked_fill(~there[:, None], math.nan)
-        return Candidate("chosen", values, tokens, torch.ones_like(values))
+        if self.failed:
+            print(f"left out: {self.failed} prompts on which the reward failed")
 
     def _compared(self) -> Iterator[Comparison]:
         """Every two candidates that drew independently of each other."""
@@ -149,6 +114,15 @@ def _kept(name: str, drawn: Draw, n: int) -> Candidate:
     assert drawn.reward is not None
     reward = drawn.reward.double()
     return Candidate(name, reward, drawn.tokens.double(), best_of(reward, n), drawn.ended.double())
+
+
+def _chosen(batch: CompletionBatch) -> Candidate:
+    """The dataset's good completions; NaN where a prompt has none."""
+    there = batch.present[:, :1]
+    reward = torch.zeros(there.shape) if batch.reward is None else batch.reward[:, :1]
+    reward = reward.double().masked_fill(~there, math.nan)
+    tokens = batch.lengths[:, :1].double().masked_fill(~there, math.nan)
+    return Candidate("chosen", reward, tokens, torch.ones_like(reward))
 
 
 def _known(values: Tensor) -> Tensor:
