@@ -138,7 +138,7 @@ def table(histories: Sequence[History]) -> Table:
         grid.add_column(column, justify="left" if column in columns[:2] else "right", overflow="fold")
     for one in histories:
         beta = one.logged.get("train/beta", [])
-        ends = [f"{beta[0][1]:.4f} → {beta[-1][1]:.4f}"] if beta else [_number(_constant(one, "beta"))]
+        ends = list(dict.fromkeys(f"{points[1]:.4g}" for points in (beta[0], beta[-1]))) if beta else []
         grid.add_row(
             one.name,
             one.objective,
@@ -147,7 +147,7 @@ def table(histories: Sequence[History]) -> Table:
             _estimate(one.draws[-1].get("kl"), ".2f") if one.draws else "–",
             _number(one.last("rewards/accuracies")),
             _number(one.last("rewards/margins")),
-            *ends,
+            " → ".join(ends) or _number(_constant(one, "beta")),
             _before_and_after(one, "tokens", ".1f"),
             _before_and_after(one, "ended", ".0%"),
         )

@@ -60,7 +60,7 @@ def draw_many(
             drawn = draw(loaded, some, columns, drawing.sampling(APART * number), reference)
         drawn.reward = None if reward is None else rewards_of(reward, drawn, loaded.tokenizer)
         rows.setdefault(start, []).append(drawn)
-        if (now := time.monotonic()) - shown > EVERY:
+        if (now := time.monotonic()) - shown > EVERY and done + 1 < len(parts):
             shown, left = now, (now - begin) / (done + 1) * (len(parts) - done - 1)
             print(
                 f"{'reference' if reference else 'policy'}: {(done + 1) / len(parts):.0%} drawn, {left:.0f} s left",
