@@ -20,7 +20,7 @@ from lit_align.commands.arguments import CommandParser, Drawing, Loading, parse
 from lit_align.commands.drawing import draw_many
 from lit_align.commands.prompts import read_distinct, tokenized
 from lit_align.commands.rewarding import load_reward
-from lit_align.commands.runs import Loaded, Run, find_run, load, with_base
+from lit_align.commands.runs import Loaded, Opened, find_run, load, opened
 from lit_align.commands.standings import Standings
 from lit_align.data import UnpairedData
 from lit_align.data.completions import CompletionData
@@ -77,21 +77,22 @@ def run(args: Sequence[str]) -> None:
     options, drawing, loading = parse("evaluate", args, __doc__, Evaluate, Drawing, Loading)
     out = _free_place(options.out, options.run)
     found = find_run(options.run)
-    loaded = load(found, loading)
-    prompts, oracle = questions(options, found, loaded, drawing.max_new_tokens)
+    ready = opened(found, loading)
+    prompts, oracle = questions(options, ready, drawing.max_new_tokens)
     reward = oracle if options.reward is None else load_reward(options.reward)
     if reward is None and options.best_of is not None:
         raise UserError(
             f"best_of={options.best_of} keeps the completion of the highest reward, and these prompts come with none: "
             "give --reward, the folder of a trained reward or the name of a Python callable"
         )
+    loaded = load(ready)
     count = max(options.completions, options.best_of or 0)
     drawn = [
         draw_many(loaded, prompts, count, independent(drawing), reference=True, reward=reward),
         draw_many(loaded, prompts, count, drawing, reference=False, reward=reward),
     ]
     standings = Standings(drawn, with_rewards(prompts, reward, loaded), options.completions, options.best_of)
-    settings = {**asdict(options), **asdict(drawing), "model": with_base(found.settings, loading).model}
+    settings = {**asdict(options), **asdict(drawing), "model": ready.settings.model}
     settings |= {"reward": _name(reward), "prompts": len(prompts.row), "objective": found.objective}
     _write(out, {"settings": settings, **standings.as_dict()}, standings)
     standings.show()
@@ -127,21 +128,19 @@ def _free_place(out: str | None, folder: str) -> Path:
     return next(Path(folder) / name for name in names if not (Path(folder) / name).exists())
 
 
-def questions(
-    options: Evaluate, found: Run, loaded: Loaded, new_tokens: int
-) -> tuple[CompletionBatch, RewardFunction | None]:
+def questions(options: Evaluate, ready: Opened, new_tokens: int) -> tuple[CompletionBatch, RewardFunction | None]:
     """The prompts, with the chosen completion of each where there is one, and the reward that comes with them."""
-    room = loaded.context - new_tokens
-    check("max_new_tokens", new_tokens, room >= 1, f"below the {loaded.context} tokens the model reads", "64")
+    room = ready.context - new_tokens
+    check("max_new_tokens", new_tokens, room >= 1, f"below the {ready.context} tokens the model reads", "64")
     if options.dataset is not None:
         examples = read_distinct(options.dataset, options.split, options.columns)[: options.prompts]
         packaged = resolve(options.dataset)
         oracle = load_oracle(Path(packaged)) if packaged != options.dataset else None
-        return tokenized(examples, loaded.tokenizer, Limits(loaded.context, room)), oracle
-    if not found.config.get("data"):
+        return tokenized(examples, ready.tokenizer, Limits(ready.context, room)), oracle
+    if not ready.run.config.get("data"):
         raise UserError(f"{options.run} is an adapter without a run, so there are no validation rows: give --dataset")
-    data = data_of(found.config)
-    data.load(loaded.tokenizer)
+    data = data_of(ready.run.config)
+    data.load(ready.tokenizer)
     batch: CompletionBatch = data.prompts(options.prompts)
     if isinstance(data, UnpairedData):
         assert batch.reward is not None

@@ -21,7 +21,7 @@ from lit_align.callbacks.draws import Draw
 from lit_align.commands.arguments import Drawing, Loading, parse
 from lit_align.commands.drawing import draw_many
 from lit_align.commands.prompts import example_of, lines_of, tokenized
-from lit_align.commands.runs import Loaded, find_run, load
+from lit_align.commands.runs import Opened, find_run, load, opened
 from lit_align.data.formats import Example
 from lit_align.data.messages import Message
 from lit_align.data.text import Limits
@@ -65,8 +65,7 @@ class Generate:
 def run(args: Sequence[str]) -> None:
     """Answer the prompts given, or those that are typed."""
     options, drawing, loading = parse("generate", args, __doc__, Generate, Drawing, Loading)
-    loaded = load(find_run(options.run), loading)
-    writer = Writer(loaded, options, drawing)
+    writer = Writer(opened(find_run(options.run), loading), options, drawing)
     if options.prompts is not None:
         writer.answer([writer.opened(one) for one in lines_of(options.prompts)])
     elif options.prompt is not None:
@@ -79,7 +78,7 @@ class Writer:
     """Draws, shows and writes down answers of both models.
 
     Args:
-        loaded: The policy and its reference.
+        ready: The run.
         options: How many, and where to.
         drawing: How they are drawn.
 
@@ -87,13 +86,14 @@ class Writer:
         UserError: If the budget of new tokens leaves no room for a prompt.
     """
 
-    def __init__(self, loaded: Loaded, options: Generate, drawing: Drawing) -> None:
-        self.loaded, self.options, self.drawing = loaded, options, drawing
-        room = loaded.context - drawing.max_new_tokens
-        accepted = f"below the {loaded.context} tokens the model reads"
+    def __init__(self, ready: Opened, options: Generate, drawing: Drawing) -> None:
+        self.options, self.drawing = options, drawing
+        room = ready.context - drawing.max_new_tokens
+        accepted = f"below the {ready.context} tokens the model reads"
         check("max_new_tokens", drawing.max_new_tokens, room >= 1, accepted, "64")
-        self.limits = Limits(loaded.context, room)
-        self.templated = loaded.tokenizer.chat_template is not None and not options.plain
+        self.limits = Limits(ready.context, room)
+        self.templated = ready.tokenizer.chat_template is not None and not options.plain
+        self.loaded = load(ready)
 
     def opened(self, example: Example) -> Example:
         """A text as a user's message where there is a chat template; messages stay."""

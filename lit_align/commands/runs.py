@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,18 +14,17 @@ from lit_align.adapters import REFERENCE
 from lit_align.assets import resolve
 from lit_align.commands.arguments import Loading
 from lit_align.errors import UserError
+from lit_align.models import load_tokenizer
+from lit_align.pair import PolicyReferencePair
 from lit_align.settings import LoraSettings, PairSettings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from lit_align.pair import PolicyReferencePair
-
 WEIGHTS = "adapter_model.safetensors"
+MOST_CONTEXT = 32768
 PACKAGED = ("lit_align", "assets")
 """Last folders of the path under which an adapter knows a base that comes along."""
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -54,18 +52,31 @@ class Run:
 
 
 @dataclass(frozen=True)
+class Opened:
+    """What is known of a policy before its weights are loaded, so that mistakes show at once.
+
+    Attributes:
+        run: The run.
+        settings: How the base is held.
+        tokenizer: The base's.
+        device: Where it will be.
+        context: Tokens the model reads at once, as far as its config and tokenizer say; at most 32,768.
+    """
+
+    run: Run
+    settings: PairSettings
+    tokenizer: PreTrainedTokenizerBase
+    device: torch.device
+    context: int
+
+
+@dataclass(frozen=True)
 class Loaded:
     """What ``lit_align.callbacks.draws.draw`` draws from."""
 
     pair: PolicyReferencePair
     tokenizer: PreTrainedTokenizerBase
     device: torch.device
-
-    @property
-    def context(self) -> int:
-        """Tokens the model reads at once, as far as its config and tokenizer say; at most 32,768."""
-        own = getattr(self.pair.base.config.get_text_config(), "max_position_embeddings", None)
-        return min(int(own or 32768), int(min(self.tokenizer.model_max_length, 32768)), 32768)
 
 
 def find_run(path: str) -> Run:
@@ -93,30 +104,41 @@ def find_run(path: str) -> Run:
     return Run(folder, adapter, _as_held(settings, adapter), (pair.get("lora") or {}).get("adapter"), config)
 
 
-def load(run: Run, loading: Loading) -> Loaded:
-    """The policy and its reference as they were at the start of training: the base, or the adapter started from.
+def opened(run: Run, loading: Loading) -> Opened:
+    """A run whose policy can be loaded.
 
     Raises:
-        UserError: If the run trained a judge instead of a writer, or base or adapters cannot be loaded.
+        UserError: If the run trained a judge instead of a writer, or there is no such base, reference or device.
     """
-    from lit_align.models import load_tokenizer
-    from lit_align.pair import PolicyReferencePair
+    from transformers import AutoConfig
 
     if (run.adapter / "reward.json").is_file():
         raise UserError(f"{run.adapter} is a trained reward, which writes no text: give it as --reward {run.adapter}")
+    if run.start is not None and not (Path(run.start) / WEIGHTS).is_file():
+        raise UserError(
+            f"the reference of this run is the adapter {run.start}, as its config.yaml says, and it is not there; "
+            "run the command where training ran, or set model.pair.lora.adapter in the config.yaml"
+        )
     settings = with_base(run.settings, loading)
     device = device_of(loading.device)
     tokenizer = load_tokenizer(settings)
-    pair = PolicyReferencePair(settings, device, tokenizer.eos_token_id).requires_grad_(False).eval()
+    config = AutoConfig.from_pretrained(settings.source, **settings.hub_options())
+    own = getattr(config.get_text_config(), "max_position_embeddings", None) or MOST_CONTEXT
+    return Opened(run, settings, tokenizer, device, int(min(own, tokenizer.model_max_length, MOST_CONTEXT)))
+
+
+def load(found: Opened) -> Loaded:
+    """The policy and its reference as they were at the start of training: the base, or the adapter started from.
+
+    Raises:
+        UserError: If base or adapters cannot be loaded.
+    """
+    pair = PolicyReferencePair(found.settings, found.device, found.tokenizer.eos_token_id)
+    pair.requires_grad_(False).eval()
     pair.policy.delete_adapter(REFERENCE)  # it was a copy of the policy
-    if run.start is not None:
-        if not (Path(run.start) / WEIGHTS).is_file():
-            raise UserError(
-                f"the reference of this run is the adapter {run.start}, as its config.yaml says, and it is not there; "
-                "run the command where training ran, or set model.pair.lora.adapter in the config.yaml"
-            )
-        pair.policy.load_adapter(run.start, adapter_name=REFERENCE, is_trainable=False)
-    return Loaded(pair, tokenizer, device)
+    if found.run.start is not None:
+        pair.policy.load_adapter(found.run.start, adapter_name=REFERENCE, is_trainable=False)
+    return Loaded(pair, found.tokenizer, found.device)
 
 
 def with_base(settings: PairSettings, loading: Loading) -> PairSettings:
