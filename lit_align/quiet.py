@@ -31,7 +31,9 @@ def quiet_libraries() -> None:
 
 
 def quiet_warnings() -> None:
-    """Silence tips and hints of the libraries."""
+    """Silence tips and hints of the libraries, and bars where nobody watches them."""
+    if not sys.stderr.isatty() and "transformers" in sys.modules:
+        sys.modules["transformers"].utils.logging.disable_progress_bar()
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # warns of optional CPU kernels
