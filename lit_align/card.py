@@ -175,9 +175,8 @@ def _portable_code(facts: CardFacts) -> list[str]:
 
 def on_hub(name: str) -> bool:
     """Whether a name reads as one on the Hub, and nothing here has that name."""
-    return (
-        re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name) is not None and resolve(name) == name and not Path(name).exists()
-    )
+    here = resolve(name) != name or Path(name).exists()
+    return not here and re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name) is not None
 
 
 def shown_model(name: str) -> str:
@@ -187,9 +186,7 @@ def shown_model(name: str) -> str:
 
 def _unpublished(name: str) -> str:
     kind = "the model that comes with lit_align" if resolve(name) != name else "a local folder"
-    return (
-        f"{UNPUBLISHED}{shown_model(name)}`, {kind}. Before you publish this, set `base_model` to its name on the Hub."
-    )
+    return f"{UNPUBLISHED}{shown_model(name)}`, {kind}. To publish this, set `base_model` to its name on the Hub."
 
 
 def _samples(draws: Sequence[dict[str, Any]]) -> str:
