@@ -15,6 +15,7 @@ from torch import Tensor
 from lit_align.batch import CompletionBatch, Reward, Sampling
 
 PROMPTS_AT_ONCE = 16
+"""Prompts whose completions are scored together."""
 
 
 @dataclass
@@ -96,26 +97,23 @@ def draw(module: Any, prompts: CompletionBatch, completions: int, sampling: Samp
         sampling: How they are drawn.
         reference: Draw from the reference instead of the policy; its KL to itself is left out.
     """
-    parts: list[tuple[CompletionBatch, Tensor | None]] = []
-    for start in range(0, len(prompts.prompt_ids), PROMPTS_AT_ONCE):
-        some = prompts.rows(slice(start, start + PROMPTS_AT_ONCE))
-        batch = module.pair.generate(some, completions, sampling, reference=reference).completions
-        kl = None if reference else module.pair.score(batch, kl=True).token_kl.sum(-1).cpu()
-        parts.append((batch, kl))
+    drawn = module.pair.generate(prompts, completions, sampling, reference=reference).completions
     tokenizer = module.tokenizer
-    lengths = [batch.lengths for batch, _ in parts]
-    ended = [e.cpu() for e in (_ended(batch, sampling, tokenizer.eos_token_id) for batch, _ in parts)]
-    texts = [_texts(tokenizer, ids, mask) for batch, _ in parts for ids, mask in zip(*batch[2:4], strict=True)]
-    asked = [_texts(tokenizer, batch.prompt_ids, batch.prompt_mask) for batch, _ in parts]
-    kls = [kl for _, kl in parts if kl is not None]
     return Draw(
         step=0,
-        prompts=[text for some in asked for text in some],
-        completions=texts,
-        tokens=torch.cat(lengths).cpu(),
-        ended=torch.cat(ended),
-        kl=torch.cat(kls) if kls else None,
+        prompts=_texts(tokenizer, drawn.prompt_ids, drawn.prompt_mask),
+        completions=[_texts(tokenizer, *group) for group in zip(*drawn[2:4], strict=True)],
+        tokens=drawn.lengths.cpu(),
+        ended=_ended(drawn, sampling, tokenizer.eos_token_id).cpu(),
+        kl=None if reference else _divergence(module, drawn).cpu(),
     )
+
+
+def _divergence(module: Any, drawn: CompletionBatch) -> Tensor:
+    """KL(policy ‖ reference) summed over the tokens of each completion, (N, K), a few prompts at a time."""
+    starts = range(0, len(drawn.row), PROMPTS_AT_ONCE)
+    parts = (drawn.rows(slice(start, start + PROMPTS_AT_ONCE)) for start in starts)
+    return torch.cat([module.pair.score(part, kl=True).token_kl.sum(-1) for part in parts])
 
 
 def _texts(tokenizer: Any, ids: Tensor, mask: Tensor) -> list[str]:

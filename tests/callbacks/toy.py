@@ -36,6 +36,7 @@ class ToyPair(torch.nn.Module):
         super().__init__()
         self.dropout = torch.nn.Dropout(0.5)
         self.calls: list[tuple[bool, bool, bool]] = []
+        self.scored: list[int] = []
 
     def generate(
         self, prompts: CompletionBatch, completions: int, sampling: Sampling, *, reference: bool = False
@@ -52,6 +53,7 @@ class ToyPair(torch.nn.Module):
 
     def score(self, batch: CompletionBatch, *, kl: bool = False) -> Scores:
         """A token KL of the first prompt token's number at each token."""
+        self.scored.append(len(batch.row))
         token_kl = batch.prompt_ids[:, :1, None] * batch.completion_mask
         return Scores(torch.zeros_like(token_kl), None, None, token_kl.double(), None, batch.lengths)
 
