@@ -49,7 +49,7 @@ def per_prompt(reward: Tensor, present: Tensor) -> Tensor:
 def leave_one_out(reward: Tensor, present: Tensor) -> Tensor:
     """Rewards less the mean of the others of their group, a baseline that does not depend on the completion itself.
 
-        A_k = r_k - (1/(C - 1)) Σ_{j≠k} r_j        Eq. 6 of arXiv 2402.14740
+        A_k = r_k - (1/(C - 1)) Σ_{j≠k} r_j        arXiv 2402.14740
 
     Args:
         reward: External reward of each completion, (B, K).
