@@ -21,7 +21,7 @@ def check_groups(objective: type[Any], data: Any, batch: CompletionBatch) -> Non
 
     Raises:
         UserError: If groups have too few or too many completions, no rewards where they are needed, or bad completions
-            among those to imitate.
+            or those of other prompts among the ones to learn from.
     """
     name, source, (least, most) = objective.__name__, type(data).__name__, objective.columns
     counts = batch.present.sum(-1)
@@ -38,6 +38,11 @@ def check_groups(objective: type[Any], data: Any, batch: CompletionBatch) -> Non
         raise UserError(
             f"{name} needs a reward for each completion, and the rows of {source} have none: give rows with "
             "`completions` and `rewards` to --data ScoredGroups, or labelled ones to --data UnpairedData"
+        )
+    if most > 1 and getattr(data, "mismatched", False):
+        raise UserError(
+            f"{name} learns from every completion in a batch, and {source} puts that of another prompt beside each: "
+            "use --data ScoredGroups for completions with rewards, or --data Demonstrations for good ones"
         )
     if not objective.compares and getattr(data, "comparing", False):
         raise UserError(

@@ -6,7 +6,7 @@ import logging
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from lit_align.data.rows import DataError
 log = logging.getLogger(__name__)
 
 PROMPTS_AT_ONCE = 16
+"""Prompts whose completions are scored together."""
 
 
 @dataclass
@@ -32,7 +33,7 @@ class Draw:
         completions: N lists of K texts.
         tokens: Completion tokens, end of sequence included, int64 (N, K).
         ended: Whether a completion ended by itself, bool (N, K).
-        groups: The token ids themselves, in parts.
+        groups: The token ids themselves.
         kl: KL(policy ‖ reference) summed over each completion's tokens, nats (N, K); None for the reference's own.
         reward: The oracle's reward, float (N, K), NaN where it failed; None without an oracle.
     """
@@ -42,7 +43,7 @@ class Draw:
     completions: list[list[str]]
     tokens: Tensor
     ended: Tensor
-    groups: list[CompletionBatch] = field(default_factory=list)
+    groups: CompletionBatch
     kl: Tensor | None = None
     reward: Tensor | None = None
 
@@ -109,31 +110,25 @@ def draw(module: Any, prompts: CompletionBatch, completions: int, sampling: Samp
         sampling: How they are drawn.
         reference: Draw from the reference instead of the policy; its KL to itself is left out.
     """
-    parts: list[tuple[CompletionBatch, Tensor | None]] = []
-    for start in range(0, len(prompts.prompt_ids), PROMPTS_AT_ONCE):
-        some = prompts.rows(slice(start, start + PROMPTS_AT_ONCE))
-        batch = module.pair.generate(some, completions, sampling, reference=reference).completions
-        kl = None if reference else module.pair.score(batch, kl=True).token_kl.sum(-1).cpu()
-        parts.append((batch, kl))
+    drawn = module.pair.generate(prompts, completions, sampling, reference=reference).completions
     tokenizer = module.tokenizer
-    groups = [batch for batch, _ in parts]
-    texts = [texts_of(batch, tokenizer) for batch in groups]
-    kls = [kl for _, kl in parts if kl is not None]
+    asked, given = texts_of(drawn, tokenizer)
     return Draw(
         step=0,
-        prompts=[prompt for asked, _ in texts for prompt in asked],
-        completions=[completions for _, given in texts for completions in given],
-        tokens=torch.cat([batch.lengths for batch in groups]).cpu(),
-        ended=torch.cat([_ended(batch, sampling, tokenizer.eos_token_id) for batch in groups]).cpu(),
-        groups=groups,
-        kl=torch.cat(kls) if kls else None,
+        prompts=asked,
+        completions=given,
+        tokens=drawn.lengths.cpu(),
+        ended=module.pair.ended(drawn).cpu(),
+        groups=drawn,
+        kl=None if reference else _divergence(module, drawn).cpu(),
     )
 
 
-def _ended(batch: CompletionBatch, sampling: Sampling, eos: int) -> Tensor:
-    """A completion below the token budget ended by itself; one that fills it did if its last token says so."""
-    last = batch.completion_ids.gather(-1, (batch.lengths - 1).clamp(min=0).unsqueeze(-1)).squeeze(-1)
-    return (batch.lengths < sampling.max_new_tokens) | (last == eos)
+def _divergence(module: Any, drawn: CompletionBatch) -> Tensor:
+    """KL(policy ‖ reference) summed over the tokens of each completion, (N, K), a few prompts at a time."""
+    starts = range(0, len(drawn.row), PROMPTS_AT_ONCE)
+    parts = (drawn.rows(slice(start, start + PROMPTS_AT_ONCE)) for start in starts)
+    return torch.cat([module.pair.score(part, kl=True).token_kl.sum(-1) for part in parts])
 
 
 def judged(oracle: RewardFunction | None, drawn: Draw, tokenizer: Any) -> Tensor | None:
@@ -142,7 +137,7 @@ def judged(oracle: RewardFunction | None, drawn: Draw, tokenizer: Any) -> Tensor
     if oracle is None:
         return None
     try:
-        return torch.cat([judge(oracle, batch, tokenizer) for batch in drawn.groups]).double()
+        return judge(oracle, drawn.groups, tokenizer).double()
     except DataError as error:
         log.warning("the samples of step %d have no reward: %s", drawn.step, error)
         return None

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning import LightningDataModule
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lit_align.assets import resolve
 from lit_align.batch import CompletionBatch
 from lit_align.data.arguments import at_least, check_limits, check_shares
-from lit_align.data.collate import Group, collate
+from lit_align.data.collate import Group, all_rewards, collate
 from lit_align.data.formats import Example, Format, read_examples
 from lit_align.data.holdout import distinct_prompts, hold_out, note_shared
 from lit_align.data.judge import RewardFunction
@@ -68,6 +69,9 @@ class CompletionData(LightningDataModule, ABC):
     comparing: bool = True
     """Whether the completions of a row are compared, so that a row is of use only with two that differ."""
 
+    mismatched: bool = False
+    """Whether a batch has a second column, completions of other prompts, which belongs to no group."""
+
     def __init__(
         self,
         dataset: str = "stories",
@@ -103,6 +107,8 @@ class CompletionData(LightningDataModule, ABC):
         self._train: list[Group] = []
         self._validation: list[Group] = []
         self._pad_id = 0
+        self.training_rewards: Tensor | None = None
+        """Those of all training completions, of every rank, float32 (N,); None without rewards."""
 
     @property
     @abstractmethod
@@ -120,6 +126,10 @@ class CompletionData(LightningDataModule, ABC):
         Returns:
             The example with these completions, best first where that is known; None, counted, where it is of no use.
         """
+
+    def label(self, groups: list[Group], tokenizer: PreTrainedTokenizerBase, report: SplitReport) -> list[Group]:
+        """Tokenized rows with the rewards they are trained by; as they are unless a class says otherwise."""
+        return groups
 
     def split(self, group: Group, report: SplitReport) -> list[Group]:
         """The groups to make of a tokenized row; itself unless a class says otherwise."""
@@ -175,6 +185,7 @@ class CompletionData(LightningDataModule, ABC):
             found = held, SplitReport(f"{report.source}, held out", read=report.held_out)
         report.measure(train, self.roles)
         self._train, parts = train, {"train": report}
+        self.training_rewards = all_rewards(train)
         if found is not None:
             self._validation, parts["validation"] = found
             note_shared(train, *found)
@@ -186,7 +197,8 @@ class CompletionData(LightningDataModule, ABC):
         report = SplitReport(source.name, read=len(source.rows) + len(source.problems))
         examples = read_examples(source, self.columns, report, self.formats, least=2 if self.comparing else 1)
         chosen = [one for example in examples if (one := self.choose(example, report)) is not None]
-        groups = tokenize(chosen, tokenizer, self.limits, report, self.comparing)
+        tokenized = tokenize(chosen, tokenizer, self.limits, report, self.comparing)
+        groups = self.label(tokenized, tokenizer, report)
         report.check(self.max_dropped)
         return [part for group in groups for part in self.split(group, report)], report
 
