@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lit_align.batch import CompletionBatch
 from lit_align.callbacks.draws import Draw, draw
@@ -72,14 +72,11 @@ def draw_many(
 
 def rewards_of(reward: RewardFunction, drawn: Draw, tokenizer: Any) -> Tensor:
     """The reward of each completion, float64 (N, K), NaN for prompts on which it failed."""
-    parts = []
-    for batch in drawn.groups:
-        try:
-            parts.append(judge(reward, batch, tokenizer).double())
-        except DataError as error:  # it failed on all prompts of this part, which may be few
-            log.warning("%s", error)
-            parts.append(torch.full(batch.present.shape, torch.nan, dtype=torch.float64))
-    return torch.cat(parts)
+    try:
+        return judge(reward, drawn.groups, tokenizer).double()
+    except DataError as error:  # it failed on all prompts of this part, which may be few
+        log.warning("%s", error)
+        return torch.full(drawn.tokens.shape, torch.nan, dtype=torch.float64)
 
 
 def _parts(prompts: int, completions: int, tokens: int) -> Iterator[tuple[int, int, int]]:
@@ -111,6 +108,26 @@ def _joined(draws: Sequence[Draw], prompts: list[str], completions: list[list[st
         completions=completions,
         tokens=torch.cat([one.tokens for one in draws], dim),
         ended=torch.cat([one.ended for one in draws], dim),
+        groups=_joined_ids([one.groups for one in draws], dim),
         kl=torch.cat(kls, dim) if kls else None,
         reward=torch.cat(rewards, dim) if rewards else None,
+    )
+
+
+def _joined_ids(parts: Sequence[CompletionBatch], dim: int) -> CompletionBatch:
+    """Groups of different prompts (0) or columns (1) as one batch, padded to the longest completion."""
+    length = max(part.completion_ids.shape[-1] for part in parts)
+    ids, masks = ([getattr(part, name) for part in parts] for name in ("completion_ids", "completion_mask"))
+    padded = [[nn.functional.pad(one, (0, length - one.shape[-1])) for one in kind] for kind in (ids, masks)]
+    joined = parts[0]._replace(
+        completion_ids=torch.cat(padded[0], dim),
+        completion_mask=torch.cat(padded[1], dim),
+        present=torch.cat([part.present for part in parts], dim),
+    )
+    if dim == 1:
+        return joined
+    return joined._replace(
+        prompt_ids=torch.cat([part.prompt_ids for part in parts]),
+        prompt_mask=torch.cat([part.prompt_mask for part in parts]),
+        row=torch.cat([part.row for part in parts]),
     )
