@@ -208,8 +208,8 @@ class AlignModule(LightningModule, ABC):
         """
         check_precision(str(self.trainer.precision))
         data = getattr(self.trainer, "datamodule", None)
-        if data is not None and hasattr(data, "prompts"):
-            batch = data.prompts(CHECKED_GROUPS)
+        if data is not None and hasattr(data, "examples"):
+            batch = data.examples(CHECKED_GROUPS)
             check_groups(type(self), data, batch)
             self.check_data(batch)
 
