@@ -61,6 +61,9 @@ class AlignModule(LightningModule, ABC):
     rollouts: ClassVar[bool] = False
     """Whether ``loss`` reads a Rollout, with what ``annotate`` fixed, instead of its completions alone."""
 
+    needs_fresh: ClassVar[bool] = False
+    """Whether only completions that the policy itself has just drawn will do."""
+
     generates: ClassVar[bool] = True
     """Whether what is trained writes text, so that samples of it say something."""
 

@@ -93,6 +93,7 @@ class PPO(AlignModule):
     stats = ("ratio", "clip_share", "approx_kl", "value_loss", "explained_variance", "kl_coef", "stopped")
     columns = (1, 2**31)
     needs_reward = True
+    needs_fresh = True
     rollouts = True
     kl_coef: Tensor
     stopped: Tensor

@@ -31,6 +31,7 @@ class BanditPPO(AlignModule):
     stats = ("ratio", "clip_share")
     columns = (1, 2**31)
     needs_reward = True
+    needs_fresh = True
     rollouts = True
 
     def __init__(
