@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import rich
 import torch
 from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
@@ -18,6 +19,7 @@ from lit_align.callbacks.curves import Curves
 from lit_align.callbacks.progress import Progress
 from lit_align.callbacks.run_folder import RunFolder
 from lit_align.callbacks.samples import SampleTable
+from lit_align.callbacks.validation import validation_table
 from lit_align.errors import UserError
 from lit_align.mistakes import remember_folder
 from lit_align.module import AlignModule
@@ -140,6 +142,19 @@ class AlignCLI(LightningCLI):
         root = settings.trainer.default_root_dir or "runs"
         objective = type(self.model).__module__.rsplit(".", 1)[-1]
         return RunFolder(settings.run_dir or fresh_folder(Path(root) / objective), text, loggers)
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        """Lightning's own table of the validation is not printed, see ``after_validate``."""
+        found: dict[str, Any] = super()._prepare_subcommand_kwargs(subcommand)
+        return found | ({"verbose": False} if subcommand == "validate" else {})
+
+    def after_validate(self) -> None:
+        """Print the data report and the metrics."""
+        report = getattr(self.datamodule, "report", None)
+        if report is not None:
+            print(report.render())
+        source = self.config.validate.ckpt_path or "the untrained model"
+        rich.get_console().print(validation_table(self.trainer.callback_metrics, f"validation of {source}"))
 
     def _run_subcommand(self, subcommand: str) -> None:
         try:

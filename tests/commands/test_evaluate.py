@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from lit_align.__main__ import main
+from lit_align.commands import drawing
 from tests.commands.conftest import fit
 from tests.data.conftest import write_jsonl
 
@@ -76,6 +77,19 @@ def test_the_best_of_n_is_the_best_of_what_was_drawn(trained: Path, place: Path)
         best = [max(values) for values in by_prompt(rows, model, "reward").values()]
         assert found["candidates"][f"{model}, best of 5"]["reward"]["mean"] == pytest.approx(statistics.fmean(best))
     assert {"policy, best of 5", "reference, best of 5"} < {one["first"] for one in found["comparisons"]}
+
+
+def test_draws_in_parts_are_all_the_draws(trained: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two columns of three prompts at a time; which prompts are drawn together changes nothing."""
+    monkeypatch.setattr(drawing, "TOKENS_AT_ONCE", 12)
+    _, together = evaluate(trained, "--completions", "5")
+    monkeypatch.setattr(drawing, "PROMPTS_AT_ONCE", 3)
+    _, apart = evaluate(trained, "--completions", "5")
+    assert [row["completion"] for row in apart] == [row["completion"] for row in together]
+    texts = by_prompt(apart, "policy", "completion")
+    assert [len(of) for of in texts.values()] == [5] * 8
+    assert sum(len(set(of)) for of in texts.values()) > 30
+    assert all(row["reward"] == len(row["completion"]) for row in apart)
 
 
 def test_it_repeats_itself_and_follows_the_seed(trained: Path, place: Path) -> None:
