@@ -28,8 +28,8 @@ KINDS = BASES | {
 }
 """The class that each key accepts."""
 
-SAME_WORD = 0.5
-"""From which likeness on one word may be meant by another."""
+SAME_PLACE, ELSEWHERE = 0.6, 0.8
+"""From which likeness on one word may be meant by another, beside it and further away."""
 
 
 def for_the_user(error: BaseException) -> str | None:
@@ -116,14 +116,16 @@ def _unknown_option(key: str, class_path: str, args: Sequence[str], parser_keys:
         known = [f"{root}.{name}" for name in ("class_path", "init_args", *argument_names(_import(class_path)))]
     owner = f" of {class_path.rsplit('.', 1)[-1]}" if class_path else ""
     branches = {name.rsplit(".", i)[0] for name in known for i in range(1, name.count(".") + 1)}
-    alike = [name for name in (*known, *branches) if _ratio(name, key) > SAME_WORD]
+    alike = [name for name in (*known, *branches) if _alike(name, key)]
     hint = _nearest(key, alike, "see --help, or the options of a class by --model.help NAME" + "|")
     return f"{_where(key, args)} is no option{owner}; {hint}"
 
 
-def _ratio(name: str, key: str) -> float:
-    """How alike the last parts of two dotted names are, in [0, 1]; the parts before it they often share."""
-    return difflib.SequenceMatcher(None, name.rsplit(".", 1)[-1].lower(), key.rsplit(".", 1)[-1].lower()).ratio()
+def _alike(name: str, key: str) -> bool:
+    """Whether the last parts of two dotted names are alike; under another beginning they must be more so."""
+    (first, last), (other, word) = (one.lower().rpartition(".")[::2] for one in (name, key))
+    likeness = difflib.SequenceMatcher(None, last, word).ratio()
+    return likeness > (SAME_PLACE if first == other else ELSEWHERE)
 
 
 def _nearest(word: str, known: Sequence[str], otherwise: str) -> str:
