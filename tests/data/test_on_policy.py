@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -270,3 +273,40 @@ def test_every_sweep_has_an_order_of_its_own() -> None:
         orders += [found[:12], found[12:]]
     assert all(sorted(order) == list(range(12)) for order in orders)
     assert len({str(order) for order in orders}) == 4
+
+
+def test_two_ranks_deal_the_prompts_of_one_and_keep_both_buffers(source: Path, tmp_path: Path) -> None:
+    script = tmp_path / "ranks.py"
+    script.write_text(
+        "import sys, torch\n"
+        "from lightning import Trainer\n"
+        "from lightning.pytorch.callbacks import ModelCheckpoint\n"
+        "from lit_align.data import OnPolicyData\n"
+        "from tests.data.test_on_policy import Actor, letters\n"
+        "if __name__ == '__main__':\n"
+        "    source, folder, resume = sys.argv[1], sys.argv[2], sys.argv[3] or None\n"
+        "    sizes = dict(completions=2, buffer=8, minibatch=4, passes=2, max_new_tokens=3, validation_size=0)\n"
+        "    actor, data = Actor(), OnPolicyData(source, reward=letters, **sizes)\n"
+        "    saver = ModelCheckpoint(folder, filename='{step}', every_n_train_steps=3, save_top_k=-1)\n"
+        "    trainer = Trainer(accelerator='cpu', devices=2, strategy='ddp', max_epochs=2, logger=False,\n"
+        "        enable_progress_bar=False, enable_model_summary=False, callbacks=[saver],\n"
+        "        num_sanity_val_steps=0, use_distributed_sampler=False)\n"
+        "    trainer.fit(actor, data, ckpt_path=resume, weights_only=True)\n"
+        '    name = f\'{folder}/{trainer.global_rank}{"r" if resume else ""}.pt\'\n'
+        "    seen = [rollout.completions.completion_ids for rollout in actor.seen]\n"
+        "    torch.save({'drawn': actor.drawn, 'seen': seen}, name)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    for resume in ("", str(tmp_path / "step=3.ckpt")):
+        command = [sys.executable, str(script), str(source), str(tmp_path), resume]
+        subprocess.run(command, check=True, env=environment, cwd=tmp_path, timeout=240, capture_output=True)
+    ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
+    alone = fit(source, passes=2, trainer={"max_epochs": 2})
+    assert [step for step, _ in ranks[0]["drawn"]] == [step for step, _ in ranks[1]["drawn"]] == [0, 4]
+    together = [sorted(a + b) for (_, a), (_, b) in zip(ranks[0]["drawn"], ranks[1]["drawn"], strict=True)]
+    assert together == [sorted(places) for _, places in alone.drawn]
+    assert not set(ranks[0]["drawn"][0][1]) & set(ranks[1]["drawn"][0][1])
+    for rank, whole in enumerate(ranks):
+        resumed = torch.load(tmp_path / f"{rank}r.pt")
+        assert len(resumed["seen"]) == 5
+        assert all(map(torch.equal, resumed["seen"], whole["seen"][3:]))
