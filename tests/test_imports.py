@@ -32,7 +32,7 @@ ALLOWED = {
     "pair": FOUNDATION | {"adapters", "decoding", "generation", "logprobs", "layout", "models", "settings"},
     "checks": FOUNDATION,
     "optimizer": FOUNDATION | {"settings"},
-    "module": FOUNDATION | {"checks", "metrics", "monitor", "models", "optimizer", "pair", "settings"},
+    "module": FOUNDATION | {"checks", "metrics", "monitor", "models", "optimizer", "pair", "settings", "snapshot"},
     "objectives": FOUNDATION | {"baselines", "metrics", "module", "objectives", "returns", "settings", "snapshot"},
     "data": FOUNDATION | {"data"},
 }
