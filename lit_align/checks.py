@@ -7,11 +7,11 @@ from typing import Any
 
 from torch import Tensor
 
-from lit_align.batch import CompletionBatch, Scores
+from lit_align.batch import Batch, MixedBatch, Scores, completions_of
 from lit_align.errors import UserError
 
 
-def check_groups(objective: type[Any], data: Any, batch: CompletionBatch) -> None:
+def check_groups(objective: type[Any], data: Any, batch: Batch) -> None:
     """Refuse data an objective cannot learn from.
 
     Args:
@@ -21,9 +21,15 @@ def check_groups(objective: type[Any], data: Any, batch: CompletionBatch) -> Non
 
     Raises:
         UserError: If groups have too few or too many completions, no rewards where they are needed, or bad completions
-            among those to imitate.
+            among those to imitate; or if samples of the policy come with them that are not read.
     """
     name, source, (least, most) = objective.__name__, type(data).__name__, objective.columns
+    if isinstance(batch, MixedBatch) and not objective.mixes:
+        raise UserError(
+            f"{name} does not read the samples of the policy that {source} draws beside the pairs: "
+            "use --data PreferenceData"
+        )
+    batch = completions_of(batch)
     counts = batch.present.sum(-1)
     if counts.min() < least or counts.max() > most:
         wanted = f"{least}" if least == most else f"{least} or more"

@@ -28,7 +28,7 @@ ALLOWED = {
     "checks": FOUNDATION,
     "optimizer": FOUNDATION | {"settings"},
     "module": FOUNDATION | {"checks", "metrics", "monitor", "models", "optimizer", "pair", "settings"},
-    "objectives": FOUNDATION | {"metrics", "module", "objectives", "settings"},
+    "objectives": FOUNDATION | {"checks", "metrics", "module", "objectives", "settings"},
     "data": FOUNDATION | {"data"},
 }
 """What each part may import from the package; a part that is not named, such as the command line, may import all."""
