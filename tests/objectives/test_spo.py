@@ -26,7 +26,7 @@ from tests.families import save_tiny
 from tests.objectives.contract import ObjectiveContract, random_groups, train
 from tests.test_module import KeepState
 
-OPTIM = OptimSettings(learning_rate=1e-2, warmup=0.0, schedule="constant")
+OPTIM = OptimSettings(learning_rate=1e-3, warmup=0.0, schedule="constant")
 
 
 class TestSPO(ObjectiveContract):
@@ -306,7 +306,7 @@ def test_the_cut_into_micro_batches_changes_nothing(model: str) -> None:
         for name, value in states[0].items():
             torch.testing.assert_close(state[name], value, atol=2e-5, rtol=1e-4, msg=name)
     without = train(SPO(alpha=0.3, beta=0.0, pair=PairSettings(model), optim=OPTIM), groups, [6, 4], 1)
-    assert any((without.state_dict()[name] - value).abs().max() > 1e-3 for name, value in states[0].items())
+    assert any((without.state_dict()[name] - value).abs().max() > 1e-4 for name, value in states[0].items())
 
 
 def test_two_ranks_train_as_one_with_twice_the_accumulation(model: str, tmp_path: Path) -> None:
@@ -328,7 +328,14 @@ class Losses(Callback):
     def __init__(self) -> None:
         self.found: dict[int, dict[str, float]] = {}
 
-    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+    def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
+        if trainer.global_step and "train/loss" in trainer.callback_metrics:
+            self.keep(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, *args: Any) -> None:
+        self.keep(trainer)
+
+    def keep(self, trainer: Trainer) -> None:
         values = {name: float(value) for name, value in trainer.callback_metrics.items()}
         timed = ("tokens_per_second", "share_of_time")
         self.found[trainer.global_step] = {k: v for k, v in values.items() if not k.endswith(timed)}
@@ -360,10 +367,7 @@ def test_a_run_cut_between_two_draws_resumes_bit_for_bit(model: str, tmp_path: P
     saver = ModelCheckpoint(tmp_path, every_n_train_steps=1, save_top_k=-1, filename="{step}")
     options = {"accumulate_grad_batches": accumulate, "enable_checkpointing": True}
     whole, logged = fit(model, source, callbacks=[saver], **options)
-    assert all(
-        {"train/kl_samples", "train/mu", "train/staleness"} - set(values) <= {"train/staleness"}
-        for values in logged.values()
-    )
+    assert all({"train/kl_samples", "train/mu", "train/loss"} <= set(values) for values in logged.values())
     assert [values["train/age"] for values in logged.values()] == [i % 3 for i in range(len(logged))]
     drawn = {step: values for step, values in logged.items() if (step - 1) % 3 == 0}
     names = {f"rollout/{name}" for name in ("length", "ended", "kl", "entropy")}
@@ -378,10 +382,10 @@ def test_a_run_cut_between_two_draws_resumes_bit_for_bit(model: str, tmp_path: P
         )
         state = resumed.state_dict()
         assert all(torch.equal(state[name], value) for name, value in whole.state_dict().items() if "lora" in name)
+        assert min(again) == step + 1
+        del again[step + 1]  # a checkpoint of a step comes before its report, which then shows both
         for taken, values in again.items():
-            fresh = {name: value for name, value in logged[taken].items() if name in values}
-            assert taken > step
-            assert values == fresh
+            assert values == {name: value for name, value in logged[taken].items() if name in values}
 
 
 def test_pairs_alone_are_refused_before_the_model_loads_unless_beta_is_0(model: str, tmp_path: Path) -> None:
