@@ -121,6 +121,10 @@ class CompletionData(LightningDataModule, ABC):
             The example with these completions, best first where that is known; None, counted, where it is of no use.
         """
 
+    def label(self, groups: list[Group], tokenizer: PreTrainedTokenizerBase, report: SplitReport) -> list[Group]:
+        """Tokenized rows with the rewards they are trained by; as they are unless a class says otherwise."""
+        return groups
+
     def split(self, group: Group, report: SplitReport) -> list[Group]:
         """The groups to make of a tokenized row; itself unless a class says otherwise."""
         return [group]
@@ -186,7 +190,8 @@ class CompletionData(LightningDataModule, ABC):
         report = SplitReport(source.name, read=len(source.rows) + len(source.problems))
         examples = read_examples(source, self.columns, report, self.formats, least=2 if self.comparing else 1)
         chosen = [one for example in examples if (one := self.choose(example, report)) is not None]
-        groups = tokenize(chosen, tokenizer, self.limits, report, self.comparing)
+        tokenized = tokenize(chosen, tokenizer, self.limits, report, self.comparing)
+        groups = self.label(tokenized, tokenizer, report)
         report.check(self.max_dropped)
         return [part for group in groups for part in self.split(group, report)], report
 

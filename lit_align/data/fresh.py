@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -15,12 +15,11 @@ from lit_align.data.collate import Group, collate
 from lit_align.data.judge import RewardFunction, judge
 from lit_align.data.loader import TrainingOrder
 from lit_align.data.rows import DataError
-from lit_align.data.select import all_pairs, best, best_and_worst, ranked
+from lit_align.data.select import Select, all_pairs, best, best_and_worst, ranked
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Select = Literal["ranked", "best_and_worst", "best", "all_pairs"]
 
 CHOICES: dict[str, Callable[[Sequence[float]], Sequence[Sequence[int]]]] = {
     "ranked": lambda rewards: [ranked(rewards)],

@@ -45,7 +45,7 @@ def judge(reward: RewardFunction, batch: CompletionBatch, tokenizer: PreTrainedT
         prompts, completions = texts_of(batch, tokenizer)
         found = _ask(reward, prompts, completions, errors)
     found = found.float().cpu()
-    sound = found.isfinite().all(-1)
+    sound = (found.isfinite() | ~batch.present.cpu()).all(-1)
     if not sound.any():
         cause = f"the first error: {errors[0]!r}" if errors else "none of its values is a finite number"
         raise DataError(f"the reward {_name(reward)} failed for all of {len(found)} groups of completions; {cause}")

@@ -13,10 +13,11 @@ from lit_align.data.buffer import BufferLoader
 from lit_align.data.collate import Group
 from lit_align.data.completions import CompletionData
 from lit_align.data.formats import CONVERSATION, IMPLICIT_PAIR, PROMPT, Example
-from lit_align.data.fresh import Collector, PromptStream, Select
+from lit_align.data.fresh import Collector, PromptStream
 from lit_align.data.judge import RewardFunction
 from lit_align.data.report import Roles, SplitReport
 from lit_align.data.rows import DataError
+from lit_align.data.select import Select
 
 
 class OnPolicyData(CompletionData):
