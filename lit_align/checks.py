@@ -21,7 +21,11 @@ def check_groups(objective: type[Any], data: Any, batch: Batch) -> None:
 
     Raises:
         UserError: If groups have too few or too many completions, no rewards where they are needed, or bad completions
+<<<<<<< HEAD
             among those to imitate; or if samples of the policy come with them that are not read.
+=======
+            or those of other prompts among the ones to learn from.
+>>>>>>> main
     """
     name, source, (least, most) = objective.__name__, type(data).__name__, objective.columns
     if isinstance(batch, MixedBatch) and not objective.mixes:
@@ -44,6 +48,11 @@ def check_groups(objective: type[Any], data: Any, batch: Batch) -> None:
         raise UserError(
             f"{name} needs a reward for each completion, and the rows of {source} have none: give rows with "
             "`completions` and `rewards` to --data ScoredGroups, or labelled ones to --data UnpairedData"
+        )
+    if most > 1 and getattr(data, "mismatched", False):
+        raise UserError(
+            f"{name} learns from every completion in a batch, and {source} puts that of another prompt beside each: "
+            "use --data ScoredGroups for completions with rewards, or --data Demonstrations for good ones"
         )
     if not objective.compares and getattr(data, "comparing", False):
         raise UserError(

@@ -18,6 +18,7 @@ ALLOWED = {
     "rewards": FOUNDATION | {"models", "pair", "settings"},
     "logprobs": FOUNDATION,
     "layout": FOUNDATION,
+    "baselines": FOUNDATION,
     "metrics": FOUNDATION,
     "freshness": FOUNDATION | {"metrics"},
     "monitor": FOUNDATION | {"freshness", "metrics"},
@@ -30,7 +31,7 @@ ALLOWED = {
     "checks": FOUNDATION,
     "optimizer": FOUNDATION | {"settings"},
     "module": FOUNDATION | {"checks", "metrics", "monitor", "models", "optimizer", "pair", "settings"},
-    "objectives": FOUNDATION | {"checks", "metrics", "module", "objectives", "settings"},
+    "objectives": FOUNDATION | {"baselines", "checks", "metrics", "module", "objectives", "settings"},
     "data": FOUNDATION | {"data"},
 }
 """What each part may import from the package; a part that is not named, such as the command line, may import all."""
