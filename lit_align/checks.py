@@ -20,14 +20,16 @@ def check_groups(objective: type[Any], data: Any, batch: Batch) -> None:
         batch: Some of its groups.
 
     Raises:
-        UserError: If groups have too few or too many completions, no rewards where they are needed, or bad completions
-<<<<<<< HEAD
-            among those to imitate; or if samples of the policy come with them that are not read.
-=======
-            or those of other prompts among the ones to learn from.
->>>>>>> main
+        UserError: If groups have too few or too many completions, no rewards where they are needed, bad completions
+            or those of other prompts among the ones to learn from, completions of a dataset where only fresh ones
+            will do, or samples of the policy that are not read.
     """
     name, source, (least, most) = objective.__name__, type(data).__name__, objective.columns
+    if objective.needs_fresh and not getattr(data, "fresh", False):
+        raise UserError(
+            f"{name} learns from completions the policy has just drawn, and {source} gives those of a dataset: use "
+            "--data OnPolicyData, or an objective that can do without, such as DPO"
+        )
     if isinstance(batch, MixedBatch) and not objective.mixes:
         raise UserError(
             f"{name} does not read the samples of the policy that {source} draws beside the pairs: "
