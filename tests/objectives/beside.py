@@ -22,6 +22,7 @@ class Beside(NamedTuple):
 
     pairs: CompletionBatch
     samples: Rollout
+    reward: None = None
 
     def rows(self, index: slice) -> MixedBatch:
         return MixedBatch(self.pairs.rows(index), self.samples.rows(slice(2 * index.start, 2 * index.stop)))
