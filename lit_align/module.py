@@ -66,6 +66,9 @@ class AlignModule(LightningModule, ABC):
     rollouts: ClassVar[bool] = False
     """Whether ``loss`` reads a Rollout, with what ``annotate`` fixed, instead of its completions alone."""
 
+    mixes: ClassVar[bool] = False
+    """Whether ``loss`` can read a MixedBatch, samples of the policy beside the completions."""
+
     needs_fresh: ClassVar[bool] = False
     """Whether only completions that the policy itself has just drawn will do."""
 
@@ -230,7 +233,7 @@ class AlignModule(LightningModule, ABC):
             check_groups(type(self), data, batch)
             self.check_data(batch)
 
-    def check_data(self, batch: CompletionBatch) -> None:
+    def check_data(self, batch: Any) -> None:
         """Refuse, with a UserError, groups this objective cannot learn from; called before the model loads."""
 
     def configure_model(self) -> None:
@@ -278,7 +281,7 @@ class AlignModule(LightningModule, ABC):
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Count tokens; at the end of a logging interval report what was seen in it."""
-        self.monitor.count(completions_of(batch))
+        self.monitor.count(batch)
         if not self._stepped:
             return
         self._stepped = False

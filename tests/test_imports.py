@@ -33,7 +33,8 @@ ALLOWED = {
     "checks": FOUNDATION,
     "optimizer": FOUNDATION | {"settings"},
     "module": FOUNDATION | {"checks", "metrics", "monitor", "models", "optimizer", "pair", "settings", "snapshot"},
-    "objectives": FOUNDATION | {"baselines", "metrics", "module", "objectives", "returns", "settings", "snapshot"},
+    "objectives": FOUNDATION
+    | {"baselines", "checks", "metrics", "module", "objectives", "returns", "settings", "snapshot"},
     "data": FOUNDATION | {"data"},
 }
 """What each part may import from the package; a part that is not named, such as the command line, may import all."""
