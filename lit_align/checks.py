@@ -20,10 +20,16 @@ def check_groups(objective: type[Any], data: Any, batch: CompletionBatch) -> Non
         batch: Some of its groups.
 
     Raises:
-        UserError: If groups have too few or too many completions, no rewards where they are needed, or bad completions
-            or those of other prompts among the ones to learn from.
+        UserError: If groups have too few or too many completions, no rewards where they are needed, bad completions
+            or those of other prompts among the ones to learn from, or completions of a dataset where only fresh ones
+            will do.
     """
     name, source, (least, most) = objective.__name__, type(data).__name__, objective.columns
+    if objective.needs_fresh and not getattr(data, "fresh", False):
+        raise UserError(
+            f"{name} learns from completions the policy has just drawn, and {source} gives those of a dataset: use "
+            "--data OnPolicyData, or an objective that can do without, such as DPO"
+        )
     counts = batch.present.sum(-1)
     if counts.min() < least or counts.max() > most:
         wanted = f"{least}" if least == most else f"{least} or more"

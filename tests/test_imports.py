@@ -20,6 +20,8 @@ ALLOWED = {
     "layout": FOUNDATION,
     "baselines": FOUNDATION,
     "metrics": FOUNDATION,
+    "returns": FOUNDATION,
+    "snapshot": FOUNDATION,
     "freshness": FOUNDATION | {"metrics"},
     "monitor": FOUNDATION | {"freshness", "metrics"},
     "settings": FOUNDATION,
@@ -31,7 +33,7 @@ ALLOWED = {
     "checks": FOUNDATION,
     "optimizer": FOUNDATION | {"settings"},
     "module": FOUNDATION | {"checks", "metrics", "monitor", "models", "optimizer", "pair", "settings"},
-    "objectives": FOUNDATION | {"baselines", "metrics", "module", "objectives", "settings"},
+    "objectives": FOUNDATION | {"baselines", "metrics", "module", "objectives", "returns", "settings", "snapshot"},
     "data": FOUNDATION | {"data"},
 }
 """What each part may import from the package; a part that is not named, such as the command line, may import all."""

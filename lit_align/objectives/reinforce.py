@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from lit_align.baselines import leave_one_out, per_prompt, standardized
@@ -12,9 +11,7 @@ from lit_align.batch import CompletionBatch, Loss, Rollout
 from lit_align.errors import UserError
 from lit_align.module import AlignModule
 from lit_align.settings import OptimSettings, PairSettings, check
-
-SCORED_AT_ONCE = 32
-"""Completions of a buffer whose divergence is measured together, without gradient."""
+from lit_align.snapshot import snapshot
 
 
 def reinforce_loss(logps: Tensor, advantage: Tensor) -> Tensor:
@@ -32,25 +29,6 @@ def reinforce_loss(logps: Tensor, advantage: Tensor) -> Tensor:
         The loss of each completion, (B, K); it says nothing of progress by itself, only its gradient does.
     """
     return -advantage * logps
-
-
-@torch.no_grad()
-def divergence(module: AlignModule, batch: CompletionBatch) -> Tensor:
-    """log π_θ - log π_ref of each completion, a few groups at a time.
-
-    On completions the policy drew it is an estimate of KL(π_θ ‖ π_ref), often called k1, whose mean is exact.
-
-    Args:
-        module: Holds both models.
-        batch: Completions on any device.
-
-    Returns:
-        Nats, (B, K), on the device of the batch.
-    """
-    assert module.pair is not None
-    size = max(1, SCORED_AT_ONCE // batch.present.shape[1])
-    parts = [batch.rows(slice(at, at + size)).to(module.device) for at in range(0, len(batch.row), size)]
-    return torch.cat([module.pair.score(part).logratio for part in parts]).to(batch.present.device)
 
 
 class REINFORCE(AlignModule):
@@ -96,7 +74,8 @@ class REINFORCE(AlignModule):
         batch, reward = rollout.completions, rollout.completions.reward
         assert reward is not None
         if self.kl_coef > 0:
-            reward = reward - self.kl_coef * divergence(self, batch)
+            # On the policy's own completions the mean log-ratio is KL(π_θ ‖ π_ref).
+            reward = reward - self.kl_coef * snapshot(self.score, batch.to(self.device)).logratio.to(reward.device)
         if self.baseline == "batch":
             advantage = standardized(reward, batch.present, self.reward_pool(batch._replace(reward=reward)))
         else:
