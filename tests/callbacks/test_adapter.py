@@ -78,6 +78,8 @@ def test_an_interrupted_run_keeps_what_it_learned(tmp_path: Path, capsys: pytest
 
 def test_a_run_that_cannot_go_on_keeps_what_it_learned(tmp_path: Path) -> None:
     class Unrewarded(Toy):
+        """Its reward breaks down."""
+
         def on_train_batch_start(self, batch: object, batch_idx: int) -> None:
             if batch_idx == 3:
                 raise UserError("the reward is away")
