@@ -185,7 +185,7 @@ def test_a_reference_that_is_not_the_start_stops_the_run(tmp_path: Path) -> None
 
 
 class OneCompletion(Groups):
-    def prompts(self, n: int) -> CompletionBatch:
+    def examples(self, n: int) -> CompletionBatch:
         return random_groups(n, 1)
 
 
