@@ -32,8 +32,9 @@ ALLOWED = {
     "pair": FOUNDATION | {"adapters", "decoding", "generation", "logprobs", "layout", "models", "settings"},
     "checks": FOUNDATION,
     "optimizer": FOUNDATION | {"settings"},
-    "module": FOUNDATION | {"checks", "metrics", "monitor", "models", "optimizer", "pair", "settings"},
-    "objectives": FOUNDATION | {"baselines", "metrics", "module", "objectives", "returns", "settings", "snapshot"},
+    "module": FOUNDATION | {"checks", "metrics", "monitor", "models", "optimizer", "pair", "settings", "snapshot"},
+    "objectives": FOUNDATION
+    | {"baselines", "checks", "metrics", "module", "objectives", "returns", "settings", "snapshot"},
     "data": FOUNDATION | {"data"},
 }
 """What each part may import from the package; a part that is not named, such as the command line, may import all."""

@@ -153,11 +153,11 @@ def test_it_recovers_the_rate_at_equal_length_where_length_pays() -> None:
 def test_its_error_is_the_spread_of_repeated_experiments() -> None:
     rates, errors = [], []
     for seed in range(200):
-        longer = normal(2 * seed + 100, 60, 2) * 10 + 3
-        effect = normal(2 * seed + 101, 60, 1)  # shared by the answers to a prompt
+        longer = normal(2 * seed + 100, 60, 4) * 10 + 3
+        effect = 2 * normal(2 * seed + 101, 60, 1)  # shared by the answers to a prompt
         chance = torch.sigmoid(0.4 + effect + torch.tanh(longer / 10))
         draw = torch.rand(chance.shape, generator=torch.Generator().manual_seed(seed))
-        found = length_controlled((draw < chance).double(), longer, torch.full_like(longer, 0.5))
+        found = length_controlled((draw < chance).double(), longer, torch.full_like(longer, 0.25))
         assert found is not None
         rates.append(found.mean)
         errors.append(found.standard_error or 0.0)
