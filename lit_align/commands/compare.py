@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import rich
 import yaml
 from rich.table import Table
 
 from lit_align.commands.arguments import parse
+from lit_align.commands.screen import wide_console
 from lit_align.errors import UserError
 
 Points = list[tuple[float, float]]
@@ -80,7 +80,7 @@ def run(args: Sequence[str]) -> None:
     if len(options.runs) < 2:
         raise UserError("give two or more run folders to compare")
     histories = [read(Path(path), name) for path, name in zip(options.runs, names(options.runs), strict=True)]
-    rich.get_console().print(table(histories))
+    wide_console().print(table(histories))
     written = draw_pictures(histories, Path(options.out))
     print("pictures: " + ", ".join(map(str, written)) if written else "there is nothing to draw")
 

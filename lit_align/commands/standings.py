@@ -6,13 +6,13 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import rich
 import torch
 from rich.table import Table
 from torch import Tensor
 
 from lit_align.batch import CompletionBatch
 from lit_align.callbacks.draws import Draw
+from lit_align.commands.screen import wide_console
 from lit_align.commands.statistics import Candidate, Comparison, Estimate, best_of, best_of_kl, compared, over_prompts
 from lit_align.errors import UserError
 
@@ -78,7 +78,7 @@ class Standings:
 
     def show(self) -> None:
         """Print the tables and what must be known to read them."""
-        console = rich.get_console()
+        console = wide_console()
         console.print(_candidate_table(self.candidates, self.judged))
         if self.comparisons:
             console.print(_comparison_table(self.comparisons))

@@ -31,12 +31,9 @@ def make(folder: Path, objective: str, beta: float, samples: bool = True) -> Non
 def test_the_table_and_the_pictures(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.delenv("COLUMNS", raising=False)
     make(place / "a", "DPO", 0.5)
     make(place / "b", "IPO", 0.25, samples=False)
-    import rich
-
-    rich.get_console().width = 200
     assert main(["compare", "a", "b", "--out", "pictures"]) == 0
     out = capsys.readouterr().out
     lines = {line.split("│")[1].strip(): line for line in out.splitlines() if line.startswith("│")}
