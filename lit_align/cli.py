@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import time
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import rich
 import torch
 from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
@@ -20,10 +19,12 @@ from lit_align.callbacks.curves import Curves
 from lit_align.callbacks.progress import Progress
 from lit_align.callbacks.run_folder import RunFolder
 from lit_align.callbacks.samples import SampleTable
+from lit_align.callbacks.validation import validation_table
 from lit_align.errors import UserError
 from lit_align.mistakes import remember_folder
 from lit_align.module import AlignModule
 from lit_align.parser import AlignParser, classes_first, own_rules, register
+from lit_align.quiet import quiet_warnings
 
 TRAINER_DEFAULTS = {
     "accelerator": "auto",
@@ -35,20 +36,6 @@ TRAINER_DEFAULTS = {
     "num_sanity_val_steps": 0,
 }
 SEED = 0
-NOISE = (
-    ".*does not have many workers.*",
-    ".*Total length of `list` across ranks is zero.*",  # no validation
-    ".*smaller than the logging interval.*",
-    ".*tensorboardX.*",
-    ".*Experiment logs directory .* exists and is not empty.*",  # the run folder, made a moment before
-    ".*module\\(s\\) in eval mode at the start of training.*",  # the frozen base is meant to be
-    ".*`is_gradient_checkpointing` is deprecated.*",  # raised and meant for transformers itself
-    ".*sync_dist=True.*when logging on epoch level.*",  # torchmetrics has already added up the ranks
-    ".*callbacks used to create the checkpoint need to be provided.*",
-    ".*method of metric .* was called before the ``update`` method.*",  # nothing was drawn in this interval
-    ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
-)
-"""Warnings about nothing the user could or should change."""
 
 
 def run(args: Sequence[str]) -> None:
@@ -61,20 +48,11 @@ def run(args: Sequence[str]) -> None:
         UserError: For what the user can put right.
         KeyboardInterrupt: After an orderly end on Ctrl-C.
     """
-    quiet()
+    quiet_warnings()
     remember_folder()
     register()
     with own_rules():
         AlignCLI(args)
-
-
-def quiet() -> None:
-    """Silence tips and hints of the libraries; their real warnings stay."""
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # warns of optional CPU kernels
-    for message in NOISE:
-        warnings.filterwarnings("ignore", message=message)
 
 
 class AlignCLI(LightningCLI):
@@ -164,6 +142,19 @@ class AlignCLI(LightningCLI):
         root = settings.trainer.default_root_dir or "runs"
         objective = type(self.model).__module__.rsplit(".", 1)[-1]
         return RunFolder(settings.run_dir or fresh_folder(Path(root) / objective), text, loggers)
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        """Lightning's own table of the validation is not printed, see ``after_validate``."""
+        found: dict[str, Any] = super()._prepare_subcommand_kwargs(subcommand)
+        return found | ({"verbose": False} if subcommand == "validate" else {})
+
+    def after_validate(self) -> None:
+        """Print the data report and the metrics."""
+        report = getattr(self.datamodule, "report", None)
+        if report is not None:
+            print(report.render())
+        source = self.config.validate.ckpt_path or "the untrained model"
+        rich.get_console().print(validation_table(self.trainer.callback_metrics, f"validation of {source}"))
 
     def _run_subcommand(self, subcommand: str) -> None:
         try:
