@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ SUBCOMMANDS = {
 }
 TRACEBACK = "LIT_ALIGN_TRACEBACK"
 INTERRUPTED = 130
-"""Exit code after Ctrl-C, 128 + SIGINT."""
+"""Exit code after Ctrl-C, 128 + SIGINT; after another signal it is 128 + that one, such as 143 after SIGTERM."""
 
 
 def usage() -> str:
@@ -57,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments without the program's name; None takes them from ``sys.argv``.
 
     Returns:
-        The exit code: 0, or 2 for what the user can put right.
+        The exit code: 0; 2 for what the user can put right; 128 + the signal's number for a run that a signal ended.
     """
     args = list(sys.argv[1:] if argv is None else argv)
     if not args or args[0] in {"-h", "--help", "help"}:
@@ -76,8 +77,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         from lit_align.cli import run
 
         run(args)
-    except KeyboardInterrupt:
-        return INTERRUPTED
+    except KeyboardInterrupt as end:
+        return 128 + getattr(end, "signal", signal.SIGINT)
     except Exception as error:
         from lit_align.mistakes import for_the_user
 
