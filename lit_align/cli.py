@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import logging
-import sys
 import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
@@ -26,11 +24,12 @@ from lit_align.callbacks.run_folder import RunFolder, run_folder
 from lit_align.callbacks.samples import SampleTable
 from lit_align.callbacks.signals import Signals
 from lit_align.checkpoint import LAST, SafeCheckpointIO
+from lit_align.checks import check_accelerator, check_checkpoint_path
 from lit_align.errors import UserError
 from lit_align.mistakes import class_named, remember_folder
 from lit_align.module import AlignModule
 from lit_align.parser import AlignParser, classes_first, own_rules, register
-from lit_align.resume import RUNS, Resumption, resumption, spelled_out
+from lit_align.resume import RUNS, NothingLeft, Resumption, resumption, spelled_out
 
 TRAINER_DEFAULTS = {
     "accelerator": "auto",
@@ -70,8 +69,11 @@ def run(args: Sequence[str]) -> None:
     quiet()
     remember_folder()
     register()
-    with own_rules():
-        AlignCLI(args)
+    try:
+        with own_rules():
+            AlignCLI(args)
+    except NothingLeft as end:
+        rank_zero_print(str(end))
 
 
 def quiet() -> None:
@@ -133,20 +135,23 @@ class AlignCLI(LightningCLI):
         if trainer.max_epochs is None and trainer.max_steps == -1 and trainer.max_time is None:
             trainer.max_epochs = 1
         check_accelerator(trainer.accelerator)
-        check_checkpoint(settings.ckpt_path)
+        check_checkpoint_path(settings.ckpt_path)
         if settings.resume and self.config.subcommand == "fit":
             self._resume(settings)
 
     def _resume(self, settings: Any) -> None:
-        """Let the settings go on with a run, or say that there is nothing left of it to do and end the program."""
+        """Let the settings go on with a run.
+
+        Raises:
+            NothingLeft: If no step of it is left to take.
+        """
         place = runs_of(settings)
         self.resumption = found = resumption(settings.resume, settings.run_dir, place, self._dumped(settings))
         if found is None:
             rank_zero_print(f"--resume: there is no run in {settings.run_dir or place} yet, so one begins")
             return
         if found.done:
-            rank_zero_print(f"nothing to do for {found.folder}: {found.done}")
-            sys.exit(0)
+            raise NothingLeft(f"nothing to do for {found.folder}: {found.done}")
         settings.run_dir = str(found.folder)
         if found.found is not None:
             settings.ckpt_path = str(found.found.path)
@@ -234,32 +239,3 @@ def fresh_folder(place: Path) -> Path:
     stamp = time.strftime("%Y%m%d-%H%M%S")
     names = (stamp if i == 1 else f"{stamp}-{i}" for i in range(1, 1000))
     return next(place / name for name in names if not (place / name).exists())
-
-
-def check_accelerator(name: Any) -> None:
-    """Refuse a GPU that is not there, before anything is loaded.
-
-    Raises:
-        UserError: With what PyTorch sees and the remedies.
-    """
-    if name in {"auto", "gpu", "mps"} and torch.backends.mps.is_available():
-        raise UserError(
-            f"trainer.accelerator={name} would take the Apple GPU, which lacks float64, and metrics and adapted values "
-            "are held in that: use --trainer.accelerator cpu"
-        )
-    if name in {"gpu", "cuda"} and not torch.cuda.is_available():
-        raise UserError(
-            f"trainer.accelerator is {name}, but PyTorch {torch.__version__} sees no GPU. If there is one, check that "
-            "nvidia-smi lists it and that PyTorch was built for CUDA (https://pytorch.org/get-started); otherwise use "
-            "--trainer.accelerator cpu, or put --config configs/hardware/cpu.yaml last"
-        )
-
-
-def check_checkpoint(path: str | None) -> None:
-    """Refuse a checkpoint that is not there, before anything is loaded.
-
-    Raises:
-        UserError: With the path.
-    """
-    if path and path not in {"last", "best", "hpc", "registry"} and "://" not in path and not Path(path).is_file():
-        raise UserError(f"ckpt_path={path}: there is no such file; runs keep theirs in RUN_DIR/checkpoints/last.ckpt")

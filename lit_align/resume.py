@@ -41,6 +41,10 @@ FREE = frozenset(
 LIMITS = ("max_steps", "max_epochs", "max_time", "min_steps", "min_epochs")
 
 
+class NothingLeft(Exception):
+    """The run that was to go on has come to its end; the message says so."""
+
+
 @dataclass(frozen=True)
 class Resumption:
     """What a run goes on from.
