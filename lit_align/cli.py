@@ -43,6 +43,7 @@ TRAINER_DEFAULTS = {
 SEED = 0
 NOISE = (
     ".*does not have many workers.*",
+    ".*Total length of `list` across ranks is zero.*",  # no validation
     ".*smaller than the logging interval.*",
     ".*tensorboardX.*",
     ".*module\\(s\\) in eval mode at the start of training.*",  # the frozen base is meant to be

@@ -120,6 +120,16 @@ def logits(hidden: Tensor, head: Head) -> Tensor:
     return out if head.temperature == 1.0 else out.div_(head.temperature)
 
 
+def exact_head(head: Head, hidden: Tensor) -> Head:
+    """The head that ``logits`` applies to hidden states like these: off the GPU, a 16-bit one in float32.
+
+    It is converted here once, not at every call of ``logits``.
+    """
+    if hidden.is_cuda or head.weight.dtype in (torch.float32, torch.float64):
+        return head
+    return replace(head, weight=head.weight.float())
+
+
 def _raw(hidden: Tensor, head: Head) -> Tensor:
     weight, bias = head.weight, head.bias
     exact = torch.float64 if weight.dtype == torch.float64 else torch.float32
@@ -132,13 +142,6 @@ def _raw(hidden: Tensor, head: Head) -> Tensor:
     return out if head.scale == 1.0 else out.mul_(head.scale)
 
 
-def _exact(head: Head, hidden: Tensor) -> Head:
-    """Off the GPU, a 16-bit head in float32, converted once for all chunks."""
-    if hidden.is_cuda or head.weight.dtype in (torch.float32, torch.float64):
-        return head
-    return replace(head, weight=head.weight.float())
-
-
 def _pick(scores: Tensor, targets: Tensor) -> Tensor:
     """Log-softmax of each row at its target, (T,)."""
     return scores.gather(1, targets[:, None])[:, 0] - scores.logsumexp(-1)
@@ -149,7 +152,7 @@ class _TokenScores(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, reference: Tensor | None, options: _Options) -> tuple[Tensor | None, ...]:
-        exact = replace(options, head=_exact(options.head, hidden))
+        exact = replace(options, head=exact_head(options.head, hidden))
         chunks = [
             _forward_chunk(h, r, y, exact) for h, r, y in _chunks(hidden, reference, options.targets, options.chunk)
         ]
@@ -163,7 +166,7 @@ class _TokenScores(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         hidden, reference = ctx.saved_tensors
-        options: _Options = replace(ctx.options, head=_exact(ctx.options.head, hidden))
+        options: _Options = replace(ctx.options, head=exact_head(ctx.options.head, hidden))
         wanted = [None if grad is None else grad.split(options.chunk) for grad in (grads[0], grads[4], grads[5])]
         out = torch.empty_like(hidden)
         start = 0

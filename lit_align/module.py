@@ -200,8 +200,8 @@ class AlignModule(LightningModule, ABC):
         """
         check_precision(str(self.trainer.precision))
         data = getattr(self.trainer, "datamodule", None)
-        if data is not None and hasattr(data, "prompts"):
-            batch = data.prompts(CHECKED_GROUPS)
+        if data is not None and hasattr(data, "examples"):
+            batch = data.examples(CHECKED_GROUPS)
             check_groups(type(self), data, batch)
             self.check_data(batch)
 
@@ -307,7 +307,7 @@ class AlignModule(LightningModule, ABC):
         check_checkpoint(checkpoint["state_dict"], self.state_dict(keep_vars=True), self._trained_state())
 
     def _loss(self, batch: Batch) -> Loss:
-        """The loss of what a loader hands out; a dataset's completions are annotated here, fresh buffers already are."""
+        """The loss of what a loader hands out; a dataset is annotated here, as fresh buffers already are."""
         if self.rollouts and isinstance(batch, CompletionBatch):
             batch = self.annotate(Rollout(batch))
         keep = self.rollouts or not isinstance(batch, Rollout)

@@ -13,14 +13,15 @@ from torch import Tensor, nn
 
 from lit_align.adapters import POLICY, REFERENCE, active, adapted, factors, free_reference
 from lit_align.batch import CompletionBatch, Perturbed, Rollout, Sampling, Scores
+from lit_align.decoding import decoding, has_cache
+from lit_align.errors import UserError
+from lit_align.generation import draw
 from lit_align.layout import Rows, separate_rows, to_columns, tree_inputs, tree_rows
 from lit_align.logprobs import token_scores
 from lit_align.models import check_head, head_of, load_base, shares_prompts, stop_ids
 from lit_align.settings import PairSettings
 
 log = logging.getLogger(__name__)
-
-GENERATION_ROWS = 64
 
 
 class PolicyReferencePair(nn.Module):
@@ -48,6 +49,7 @@ class PolicyReferencePair(nn.Module):
         self.stop_ids = stop_ids(self.base, eos_token_id)
         self.moving = False
         self.trees = shares_prompts(self.base.config)
+        self.cached = has_cache(self.base)
         if settings.gradient_checkpointing:
             self.base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             self.policy.train()  # transformers checkpoints in train mode only; every dropout is 0
@@ -131,30 +133,15 @@ class PolicyReferencePair(nn.Module):
             within the budget, no reward; and ``old_logps``, the log-probs under the distribution they were drawn
             from, temperature and truncation included.
         """
-        trained = self.policy.training
-        self.policy.eval()  # gradient checkpointing would turn the cache off
-        drawn: list[tuple[Tensor, Tensor]] = []
-        size = max(1, GENERATION_ROWS // completions)
-        device = prompts.prompt_ids.device
-        cuda = [device] if device.type == "cuda" else []
-        with torch.random.fork_rng(devices=cuda), self.as_reference(reference):
-            torch.manual_seed(sampling.seed)
-            for ids, mask in zip(prompts.prompt_ids.split(size), prompts.prompt_mask.split(size), strict=True):
-                drawn.append(self._draw(ids, mask, completions, sampling))
-        self.policy.train(trained)
-        length = max(part.shape[1] for part, _ in drawn)
-        shape = len(prompts.prompt_ids), completions, length
-        ids, logps = (
-            torch.cat([nn.functional.pad(part, (0, length - part.shape[1]), value=fill) for part in parts]).view(shape)
-            for parts, fill in zip(zip(*drawn, strict=True), (-1, 0.0), strict=True)
-        )
-        drawn_batch = prompts._replace(
-            completion_ids=ids.clamp(min=0),
-            completion_mask=ids >= 0,
-            reward=None,
-            present=torch.ones(ids.shape[:2], dtype=torch.bool, device=ids.device),
-        )
-        return Rollout(drawn_batch, old_logps=logps)
+        head = head_of(self.base, sampling.temperature or self.settings.temperature)
+        with self._in_eval_mode(), self.as_reference(reference):
+            drawn = draw(lambda: decoding(self.base, self.cached), head, prompts, completions, sampling, self.stop_ids)
+        if drawn.old_logps is not None and not drawn.old_logps.isfinite().all():
+            raise UserError(
+                f"the logits of {self.settings.model} are not finite, so nothing can be drawn from it: the weights are "
+                "damaged or training diverged; lower model.optim.learning_rate or go back to an earlier checkpoint"
+            )
+        return drawn
 
     def ended(self, batch: CompletionBatch) -> Tensor:
         """Whether the last token of each completion ends it, and not the token budget, bool (B, K)."""
@@ -207,6 +194,17 @@ class PolicyReferencePair(nn.Module):
         """Write the policy's adapter in peft's own format (safetensors) for ``PeftModel.from_pretrained``."""
         self.policy.save_pretrained(str(directory), selected_adapters=[POLICY], safe_serialization=True)
 
+    @contextmanager
+    def _in_eval_mode(self) -> Iterator[None]:
+        """Gradient checkpointing, which works in train mode only, would turn the cache off."""
+        trained = [part for part in self.policy.modules() if part.training]
+        self.policy.eval()
+        try:
+            yield
+        finally:
+            for part in trained:
+                part.training = True
+
     def _lay_out(self, batch: CompletionBatch) -> tuple[Rows, dict[str, Any]]:
         """The rows of a batch, with shared prompts where that is exact, and the model's inputs for them."""
         if self.trees:
@@ -219,32 +217,3 @@ class PolicyReferencePair(nn.Module):
         """Last hidden states at N flat places of the rows, (N, H)."""
         output = self.base.base_model(**inputs, use_cache=False)
         return output.last_hidden_state.flatten(0, 1)[places]
-
-    def _draw(self, ids: Tensor, mask: Tensor, completions: int, sampling: Sampling) -> tuple[Tensor, Tensor]:
-        """Sampled ids of each prompt's completions, -1 after the end, and their log-probs, (B · completions, L)."""
-        from transformers import GenerationConfig
-
-        # Left padding: every prompt ends where its completion begins.
-        order = mask.int().argsort(dim=1, stable=True)
-        output = self.policy.generate(
-            input_ids=ids.gather(1, order),
-            attention_mask=mask.gather(1, order).long(),
-            generation_config=GenerationConfig(
-                do_sample=True,
-                num_return_sequences=completions,
-                max_new_tokens=sampling.max_new_tokens,
-                temperature=sampling.temperature or self.settings.temperature,
-                top_k=sampling.top_k,
-                top_p=sampling.top_p,
-                eos_token_id=self.stop_ids or None,
-                pad_token_id=self.stop_ids[0] if self.stop_ids else 0,
-                output_scores=True,
-                return_dict_in_generate=True,
-            ),
-        )
-        new = output.sequences[:, ids.shape[1] :]
-        columns = [scores.float().log_softmax(-1) for scores in output.scores]
-        logps = torch.stack([c.gather(1, i[:, None])[:, 0] for c, i in zip(columns, new.T, strict=True)], 1)
-        ended = torch.isin(new, torch.tensor(self.stop_ids, device=new.device)).long()
-        after = (ended.cumsum(-1) - ended) > 0
-        return new.masked_fill(after, -1), logps.masked_fill(after, 0.0)

@@ -326,3 +326,17 @@ def test_what_cannot_be_used_is_refused_with_the_remedy(tmp_path: Path) -> None:
         PairSettings(temperature=0)
     with pytest.raises(UserError, match=r"revision"):
         PairSettings(trust_remote_code=True)
+
+
+def test_a_completion_has_ended_if_its_last_token_is_an_end_of_sequence(tmp_path: Path) -> None:
+    pair = PolicyReferencePair(PairSettings(save_tiny("llama", tmp_path)), eos_token_id=5)
+    batch = ragged_batch()
+    ids = batch.completion_ids.masked_fill(batch.completion_ids == 5, 6)
+    last = batch.lengths - 1
+    ids[0, 0, 0] = 5  # in the middle, which no draw gives
+    ids[1, 0, last[1, 0]] = 5
+    ids[2, 2] = 5  # absent
+    expected = torch.zeros(4, 3, dtype=torch.bool)
+    expected[1, 0] = True
+    ended = pair.ended(batch._replace(completion_ids=ids))
+    assert torch.equal(ended, expected)
