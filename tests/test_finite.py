@@ -195,7 +195,7 @@ class Keep(Callback):
 
 
 def test_a_gradient_scaler_may_look_for_its_scale_without_end_or_adaptation(tmp_path: Path) -> None:
-    """From 2^30 gradients overflow half precision; halving finds a scale at which they do not, and nothing is blamed."""
+    """From 2^30 gradients overflow half precision; halving finds a scale at which they fit; nothing is blamed."""
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**30, growth_interval=10**6)
     plugin = MixedPrecision("16-mixed", "cpu", scaler)
     module, watch = run(tmp_path, set(), batches=30, plugins=[plugin])

@@ -20,14 +20,14 @@ def arguments(model: str, config: str = "eps_dpo", **options: object) -> list[st
     Args:
         model: Folder of the model.
         config: Name of a config that comes along.
-        options: Keys of the command line with two underscores for a dot.
+        options: Keys of the command line with two underscores for a dot; None leaves one of the usual ones out.
     """
     chosen: dict[str, object] = {"model.pair.model": model, "data.dataset": "pairs.jsonl", "data.batch_size": 3}
     chosen |= {"data.validation_size": 4, "trainer.max_epochs": 2, "trainer.log_every_n_steps": 1}
     chosen |= {"trainer.accelerator": "cpu", "samples.prompts": 0, "run_dir": "run", "checkpoints.every_n_steps": 1}
     chosen |= {key.replace("__", "."): value for key, value in options.items()}
     config_file = str(ROOT / "configs" / f"{config}.yaml")
-    return ["fit", "--config", config_file, *(f"--{key}={value}" for key, value in chosen.items())]
+    return ["fit", "--config", config_file, *(f"--{k}={v}" for k, v in chosen.items() if v is not None)]
 
 
 def fit(*args: object, **options: object) -> None:

@@ -16,6 +16,10 @@ from tests.survival.runs import arguments, assert_same, fit, resume, rows
 TWICE = {"trainer__accumulate_grad_batches": 2, "trainer__val_check_interval": 2, "samples__prompts": 2}
 
 
+DRAWN = {"data__batch_size": None, "data__reward": "lit_align.rewards.Length", "data__max_new_tokens": 6}
+DRAWN |= {"data__buffer": 16, "data__minibatch": 8, "data__completions": 4}
+
+
 @pytest.mark.parametrize(
     ("options", "config", "after"),
     [
@@ -24,8 +28,10 @@ TWICE = {"trainer__accumulate_grad_batches": 2, "trainer__val_check_interval": 2
         # Validation every third step is due at the second checkpoint of an interval of two; step 6 ends the epoch.
         ({"trainer__val_check_interval": 3, "trainer__log_every_n_steps": 2}, "tr_dpo", [3, 6, 7]),
         ({"trainer__max_steps": 8, "trainer__log_every_n_steps": 3}, "beta_dpo", [2, 6]),
+        # Four steps on each buffer of fresh completions: amid one, at its end, and amid the next.
+        (DRAWN, "on_policy_dpo", [3, 4, 5]),
     ],
-    ids=["accumulation", "mid-interval", "by steps"],
+    ids=["accumulation", "mid-interval", "by steps", "fresh completions"],
 )
 def test_a_run_that_died_after_any_checkpoint_ends_as_if_it_had_not(
     model: str, moments: Path, options: dict[str, object], config: str, after: list[int]
