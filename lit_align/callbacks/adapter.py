@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -14,26 +13,12 @@ from lit_align.callbacks.run_folder import run_folder
 from lit_align.callbacks.samples import SampleTable
 from lit_align.card import CardFacts, loading_code, render_card
 
-METRICS = "metrics"
-"""Key of a checkpoint under which the last value of each metric stands."""
-
 
 class SaveAdapter(Callback):
     """Writes ``adapter/`` (peft's format, with the tokenizer) and ``README.md`` when training ends or is interrupted.
 
     Put it last, so that the card has the samples drawn after training.
     """
-
-    def __init__(self) -> None:
-        self._metrics: dict[str, float] = {}
-
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Keep the last value of each metric: validation may not come round again in what is left of the run."""
-        checkpoint[METRICS] = self._metrics | last_values(trainer)
-
-    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Go on from the metrics of a checkpoint."""
-        self._metrics = checkpoint.get(METRICS, {})
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save, and tell the user where."""
@@ -51,7 +36,7 @@ class SaveAdapter(Callback):
         adapter = folder / "adapter"
         pl_module.save(adapter)  # type: ignore[operator]
         pl_module.tokenizer.save_pretrained(str(adapter))  # type: ignore[union-attr,operator]
-        facts = gather(trainer, pl_module, folder, interrupted, self._metrics | last_values(trainer))
+        facts = gather(trainer, pl_module, folder, interrupted)
         for place in (folder, adapter):  # peft leaves a template in the adapter's folder
             (place / "README.md").write_text(render_card(facts), encoding="utf-8")
         if interrupted:
@@ -59,14 +44,7 @@ class SaveAdapter(Callback):
         print(closing_lines(facts.base_model, folder, facts.loading), flush=True)
 
 
-def last_values(trainer: Trainer) -> dict[str, float]:
-    """The last value of each metric that this process has logged."""
-    return {name: float(value) for name, value in trainer.callback_metrics.items()}
-
-
-def gather(
-    trainer: Trainer, module: LightningModule, folder: Path, interrupted: bool, metrics: dict[str, float]
-) -> CardFacts:
+def gather(trainer: Trainer, module: LightningModule, folder: Path, interrupted: bool) -> CardFacts:
     """Collect what the model card says from a trainer whose run ends."""
     settings = module.pair_settings
     config = folder / "config.yaml"
@@ -82,7 +60,7 @@ def gather(
         summary=(type(module).__doc__ or "").strip().splitlines()[0],
         config=described,
         report="" if report is None else report.render(),
-        metrics=metrics,
+        metrics={name: float(value) for name, value in trainer.callback_metrics.items()},
         samples=samples,
         steps=trainer.global_step,
         planned_steps=total_steps(trainer),

@@ -18,6 +18,8 @@ from lit_align.randomness import random_states, set_random_states
 from lit_align.settings import check
 from lit_align.statefile import PART
 
+METRICS = "metrics"
+"""Key of a checkpoint under which the last value of each logged metric stands."""
 RANKS = "ranks"
 """Key of a checkpoint under which each rank's random states and sums of metrics stand."""
 
@@ -29,7 +31,8 @@ class Checkpoints(Checkpoint):
     or minutes have passed; after a validation that is due at that step, so that it is not owed. The one at the end of
     the run takes its place when all else is done: a run that dies on its last metres goes on from the one before.
 
-    Each holds the random states of every rank, which are put back when training starts.
+    Each holds the random states of every rank, which are put back when training starts, and the last value of each
+    metric, for those who ask for it when it has not come round again.
 
     Args:
         every_n_steps: Optimizer steps between two checkpoints, >= 1; None goes by the clock alone.
@@ -48,6 +51,7 @@ class Checkpoints(Checkpoint):
         self._seen = self._saved = 0
         self._clock = 0.0
         self._ranks: list[dict[str, Any]] = []
+        self._metrics: dict[str, torch.Tensor] = {}
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Clear away what a killed run left half-written."""
@@ -59,6 +63,7 @@ class Checkpoints(Checkpoint):
         self._seen = self._saved = trainer.global_step
         self._clock = time.monotonic()
         self.stop_by = None
+        trainer.callback_metrics.update(self._metrics)
         if self._ranks:
             self._restore(trainer, pl_module)
 
@@ -96,7 +101,7 @@ class Checkpoints(Checkpoint):
             advance(fresh, folder(trainer), keep_previous=True)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Add what differs between ranks: random states, and the sums of the metrics of the present interval."""
+        """Add what differs between ranks, random states and the sums of the metrics at hand, and their last values."""
         monitor = getattr(pl_module, "monitor", None)
         own = {"random": random_states(pl_module.device), "monitor": monitor.state_dict() if monitor else {}}
         ranks: list[Any] = [own]
@@ -104,11 +109,12 @@ class Checkpoints(Checkpoint):
             ranks = [None] * trainer.world_size
             torch.distributed.all_gather_object(ranks, own)
         checkpoint[RANKS] = ranks
+        checkpoint[METRICS] = {name: value.cpu() for name, value in trainer.callback_metrics.items()}
         checkpoint[ENDED] = self._ending
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Take what ``on_train_start`` puts back."""
-        self._ranks = checkpoint.get(RANKS, [])
+        self._ranks, self._metrics = checkpoint.get(RANKS, []), checkpoint.get(METRICS, {})
 
     def save(self, trainer: Trainer) -> None:
         """Make the present state the newest checkpoint; called on all ranks, between two optimizer steps."""

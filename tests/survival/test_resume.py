@@ -16,7 +16,7 @@ from tests.survival.runs import arguments, assert_same, fit, resume, rows
 TWICE = {"trainer__accumulate_grad_batches": 2, "trainer__val_check_interval": 2, "samples__prompts": 2}
 
 
-DRAWN = {"data__batch_size": None, "data__reward": "lit_align.rewards.Length", "data__max_new_tokens": 6}
+DRAWN = {"data__batch_size": None, "data__reward": "tests.survival.runs.variety", "data__max_new_tokens": 6}
 DRAWN |= {"data__buffer": 16, "data__minibatch": 8, "data__completions": 4}
 
 
