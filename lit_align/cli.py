@@ -28,6 +28,7 @@ from lit_align.checks import check_accelerator, check_checkpoint_path
 from lit_align.errors import UserError
 from lit_align.mistakes import class_named, remember_folder
 from lit_align.module import AlignModule
+from lit_align.orphans import end_with_parent
 from lit_align.parser import AlignParser, classes_first, own_rules, register
 from lit_align.resume import RUNS, NothingLeft, Resumption, resumption, spelled_out
 
@@ -68,6 +69,7 @@ def run(args: Sequence[str]) -> None:
         KeyboardInterrupt: After an orderly end on Ctrl-C.
     """
     quiet()
+    end_with_parent()
     remember_folder()
     register()
     try:

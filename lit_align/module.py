@@ -80,6 +80,7 @@ class AlignModule(LightningModule, ABC):
         self._scores: Scores | None = None
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self._stepped = False
+        self._size = 0
 
     @abstractmethod
     def loss(self, batch: Any) -> Loss:
@@ -216,13 +217,14 @@ class AlignModule(LightningModule, ABC):
             device = self.trainer.strategy.root_device if self._trainer is not None else torch.device("cpu")
             eos = None if self._tokenizer is None else self._tokenizer.eos_token_id  # the data has loaded it
             self.pair = PolicyReferencePair(self.pair_settings, device, eos)
+            self._size = self.pair.base.num_parameters()
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW on what is trained, and a schedule over the planned number of optimizer steps."""
         assert self.pair is not None
         trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
         total = planned_steps(self.trainer)
-        return scheduled_adamw(trained, self.optim_settings, self.pair.base.num_parameters(), total)
+        return scheduled_adamw(trained, self.optim_settings, self._size, total)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Start the clock of the throughput."""

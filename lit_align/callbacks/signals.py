@@ -64,8 +64,11 @@ class Signals(Callback):
         self._restore()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Signals do again what they did before."""
+        """Signals do again what they did before; ranks that stop together need nobody to end them."""
         self._restore()
+        started = getattr(trainer.strategy.launcher, "procs", None)
+        if isinstance(exception, Stopped) and started:
+            started.clear()  # Lightning would kill them, notice their death, and kill this process for it
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self._caught = number
