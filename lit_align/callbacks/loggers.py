@@ -118,9 +118,14 @@ def patiently(write: Any, path: Path, troubled: bool) -> bool:
     """
     try:
         write()
-    except OSError as error:
+    except Exception as error:
+        refusal: BaseException | None = error  # Lightning's TensorBoard logger wraps whatever it meets
+        while refusal is not None and not isinstance(refusal, OSError):
+            refusal = refusal.__context__
+        if refusal is None:
+            raise
         if not troubled:
-            log.warning("%s cannot be written: %s. Training goes on", path, error.strerror or error)
+            log.warning("%s cannot be written: %s. Training goes on", path, refusal.strerror or refusal)
         return False
     return True
 
