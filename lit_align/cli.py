@@ -53,6 +53,7 @@ NOISE = (
     ".*callbacks used to create the checkpoint need to be provided.*",
     ".*The dirpath has changed from.*",
     ".*Checkpoint directory .* exists and is not empty.*",
+    ".*method of metric .* was called before the ``update`` method.*",  # nothing was drawn in this interval
     ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
 )
 """Warnings about nothing the user could or should change."""

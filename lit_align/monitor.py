@@ -6,11 +6,12 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from lit_align.batch import Batch, CompletionBatch, Loss, MixedBatch, Rollout, Scores, completions_of
+from lit_align.batch import Batch, Loss, MixedBatch, Rollout, Scores, completions_of
 from lit_align.freshness import FreshCompletions, Staleness
 from lit_align.metrics import Throughput, standard_metrics
 
@@ -62,10 +63,11 @@ class Monitor(nn.Module):
             for name, value in state.items():
                 setattr(part, name, value)
 
-    def count(self, batch: CompletionBatch) -> None:
-        """A micro-batch is done: count its tokens and its time."""
-        tokens = (batch.prompt_mask.sum() + batch.completion_mask.sum()).double()
-        self.throughput.update(tokens, time.perf_counter() - self._clock)
+    def count(self, batch: Batch) -> None:
+        """A micro-batch is done: count its tokens, samples included, and its time."""
+        parts = [completions_of(batch), *([batch.samples.completions] if isinstance(batch, MixedBatch) else [])]
+        tokens = torch.stack([part.prompt_mask.sum() + part.completion_mask.sum() for part in parts]).sum()
+        self.throughput.update(tokens.double(), time.perf_counter() - self._clock)
 
     def fresh(self, rollout: Rollout, scores: Scores, ended: Tensor, seconds: float) -> None:
         """Add a fresh buffer; see ``FreshCompletions``."""

@@ -15,10 +15,14 @@ ALLOWED = {
     "batch": set(),
     "errors": set(),
     "assets": set(),
-    "rewards": FOUNDATION | {"models", "pair", "settings"},
+    "specials": FOUNDATION,
+    "rewards": FOUNDATION | {"models", "pair", "settings", "specials"},
     "logprobs": FOUNDATION,
     "layout": FOUNDATION,
+    "baselines": FOUNDATION,
     "metrics": FOUNDATION,
+    "returns": FOUNDATION,
+    "snapshot": FOUNDATION,
     "freshness": FOUNDATION | {"metrics"},
     "monitor": FOUNDATION | {"freshness", "metrics"},
     "finite": FOUNDATION,
@@ -33,9 +37,11 @@ ALLOWED = {
     "pair": FOUNDATION | {"adapters", "decoding", "generation", "logprobs", "layout", "models", "settings"},
     "checks": FOUNDATION,
     "optimizer": FOUNDATION | {"settings"},
-    "module": FOUNDATION | {"checks", "finite", "metrics", "monitor", "models", "optimizer", "pair", "settings"},
-    "objectives": FOUNDATION | {"metrics", "module", "objectives", "settings"},
-    "data": FOUNDATION | {"data"},
+    "module": FOUNDATION
+    | {"checks", "finite", "metrics", "monitor", "models", "optimizer", "pair", "settings", "snapshot"},
+    "objectives": FOUNDATION
+    | {"baselines", "checks", "metrics", "module", "objectives", "returns", "settings", "snapshot"},
+    "data": FOUNDATION | {"data", "specials"},
 }
 """What each part may import from the package; a part that is not named, such as the command line, may import all."""
 
