@@ -33,13 +33,13 @@ class ShardedBase(DDPStrategy):
         """Cut the layers, then move what was not cut.
 
         Raises:
-            UserError: If the data is drawn by the policy, or a layer is quantized to 8 bits.
+            UserError: If the policy draws data during training, or a layer is quantized to 8 bits.
         """
         module: Any = self.lightning_module
-        if hasattr(module.trainer.datamodule, "buffer"):
+        if hasattr(module.trainer.datamodule, "sampling"):
             raise UserError(
-                f"{type(module.trainer.datamodule).__name__} has each rank draw completions of its own, and ranks that "
-                "share one base must run it equally often: use --trainer.strategy ddp"
+                f"{type(module.trainer.datamodule).__name__} lets each rank draw completions of its own, and ranks "
+                "that share one base must run it equally often: use --trainer.strategy ddp"
             )
         super().model_to_device()
         if module.pair is not None:

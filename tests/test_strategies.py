@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -76,3 +77,10 @@ def test_a_model_whose_layers_are_not_known_is_refused() -> None:
     model._no_split_modules = None
     with pytest.raises(UserError, match=r"--trainer\.strategy ddp"):
         shard_layers(model, "cpu", 1)
+
+
+def test_data_that_each_rank_draws_for_itself_is_refused() -> None:
+    strategy = ShardedBase()
+    strategy._lightning_module = SimpleNamespace(trainer=SimpleNamespace(datamodule=SimpleNamespace(sampling=None)))  # type: ignore[assignment]
+    with pytest.raises(UserError, match="draw completions of its own"):
+        strategy.model_to_device()
