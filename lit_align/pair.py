@@ -48,6 +48,7 @@ class PolicyReferencePair(nn.Module):
             check_head(self.base)
         self.stop_ids = stop_ids(self.base, eos_token_id)
         self.moving = False
+        self.cells = torch.zeros(2, dtype=torch.int64)  # of all passes so far: without a token, and all
         self.trees = shares_prompts(self.base.config)
         self.cached = has_cache(self.base)
         if settings.gradient_checkpointing:
@@ -207,10 +208,11 @@ class PolicyReferencePair(nn.Module):
 
     def _lay_out(self, batch: CompletionBatch) -> tuple[Rows, dict[str, Any]]:
         """The rows of a batch, with shared prompts where that is exact, and the model's inputs for them."""
+        hidden_size = self.base.config.get_text_config().hidden_size
+        rows = tree_rows(batch, hidden_size) if self.trees else separate_rows(batch)
+        self.cells = self.cells.to(rows.cells.device) + rows.cells
         if self.trees:
-            rows = tree_rows(batch)
             return rows, tree_inputs(rows, self.base.config, self.base.dtype)
-        rows = separate_rows(batch)
         return rows, {"input_ids": rows.input_ids, "attention_mask": rows.group.ge(0).long()}
 
     def _hidden(self, inputs: dict[str, Any], places: Tensor) -> Tensor:
