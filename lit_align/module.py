@@ -224,7 +224,8 @@ class AlignModule(LightningModule, ABC):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Start the clock of the throughput."""
-        self.monitor.start()
+        assert self.pair is not None
+        self.monitor.start(self.pair.cells)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The summed loss of a micro-batch; ``on_before_optimizer_step`` divides by the weight of the whole step."""
@@ -251,7 +252,8 @@ class AlignModule(LightningModule, ABC):
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Count tokens; at the end of a logging interval report what was seen in it."""
-        self.monitor.count(completions_of(batch))
+        assert self.pair is not None
+        self.monitor.count(completions_of(batch), self.pair.cells)
         if not self._stepped:
             return
         self._stepped = False
