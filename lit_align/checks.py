@@ -20,10 +20,16 @@ def check_groups(objective: type[Any], data: Any, batch: CompletionBatch) -> Non
         batch: Some of its groups.
 
     Raises:
-        UserError: If groups have too few or too many completions, no rewards where they are needed, or bad completions
-            among those to imitate.
+        UserError: If groups have too few or too many completions, no rewards where they are needed, bad completions
+            or those of other prompts among the ones to learn from, or completions of a dataset where only fresh ones
+            will do.
     """
     name, source, (least, most) = objective.__name__, type(data).__name__, objective.columns
+    if objective.needs_fresh and not getattr(data, "fresh", False):
+        raise UserError(
+            f"{name} learns from completions the policy has just drawn, and {source} gives those of a dataset: use "
+            "--data OnPolicyData, or an objective that can do without, such as DPO"
+        )
     counts = batch.present.sum(-1)
     if counts.min() < least or counts.max() > most:
         wanted = f"{least}" if least == most else f"{least} or more"
@@ -38,6 +44,11 @@ def check_groups(objective: type[Any], data: Any, batch: CompletionBatch) -> Non
         raise UserError(
             f"{name} needs a reward for each completion, and the rows of {source} have none: give rows with "
             "`completions` and `rewards` to --data ScoredGroups, or labelled ones to --data UnpairedData"
+        )
+    if most > 1 and getattr(data, "mismatched", False):
+        raise UserError(
+            f"{name} learns from every completion in a batch, and {source} puts that of another prompt beside each: "
+            "use --data ScoredGroups for completions with rewards, or --data Demonstrations for good ones"
         )
     if not objective.compares and getattr(data, "comparing", False):
         raise UserError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -60,6 +61,9 @@ class AlignModule(LightningModule, ABC):
     rollouts: ClassVar[bool] = False
     """Whether ``loss`` reads a Rollout, with what ``annotate`` fixed, instead of its completions alone."""
 
+    needs_fresh: ClassVar[bool] = False
+    """Whether only completions that the policy itself has just drawn will do."""
+
     generates: ClassVar[bool] = True
     """Whether what is trained writes text, so that samples of it say something."""
 
@@ -106,19 +110,28 @@ class AlignModule(LightningModule, ABC):
         assert self.pair is not None
         self.pair.save_adapter(directory)
 
-    def score(self, batch: CompletionBatch, *, reference: bool = True, epsilon: float | None = None) -> Scores:
+    def score(
+        self,
+        batch: CompletionBatch,
+        *,
+        reference: bool = True,
+        epsilon: float | None = None,
+        value_head: Callable[[Tensor], Tensor] | None = None,
+    ) -> Scores:
         """Score a batch for the loss, and keep the scores for the metrics.
 
         Args:
             batch: The completions.
             reference: Whether the objective needs the reference.
             epsilon: Perturbation of ε-DPO's mixtures, or None.
+            value_head: A critic on the policy's last hidden states, or None; see ``PolicyReferencePair.score``.
 
         Raises:
             UserError: If policy and reference differ before the first optimizer step.
         """
         assert self.pair is not None
-        scores = self.pair.score(batch, reference=reference, epsilon=epsilon, kl=reference and self._shows_kl())
+        kl = reference and self._shows_kl()
+        scores = self.pair.score(batch, reference=reference, epsilon=epsilon, kl=kl, value_head=value_head)
         self._scores = scores
         if reference and self.training_starts:
             check_start(scores, self.pair_settings.model)

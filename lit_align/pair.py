@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -68,6 +68,7 @@ class PolicyReferencePair(nn.Module):
         epsilon: float | None = None,
         kl: bool = False,
         entropy: bool = False,
+        value_head: Callable[[Tensor], Tensor] | None = None,
     ) -> Scores:
         """Log-probs of every completion token under both models, in one pass over each.
 
@@ -77,17 +78,20 @@ class PolicyReferencePair(nn.Module):
             epsilon: Perturbation ε >= 0 of ε-DPO's two mixtures; None leaves them out.
             kl: Whether to compute the full-vocabulary token KL, KL(π_θ ‖ π_ref) and KL(π_ref ‖ π_θ).
             entropy: Whether to compute the policy's token entropy.
+            value_head: From the policy's last hidden states (T, H) to a value each (T,), of what stands before each
+                completion token; None leaves values out.
 
         Returns:
-            The scores. Gradient flows from ``token_logps``, ``token_kl`` and ``entropy`` to the adapter.
+            The scores. Gradient flows from ``token_logps``, ``token_kl``, ``entropy`` and ``values`` to the adapter.
         """
         rows, inputs = self._lay_out(batch)
         reference_hidden = None
         if reference:
             with torch.no_grad(), self.as_reference():
                 reference_hidden = self._hidden(inputs, rows.predictor)
+        hidden = self._hidden(inputs, rows.predictor)
         found = token_scores(
-            self._hidden(inputs, rows.predictor),
+            hidden,
             batch.completion_ids[batch.completion_mask],
             head_of(self.base, self.settings.temperature),
             reference_hidden=reference_hidden,
@@ -99,7 +103,8 @@ class PolicyReferencePair(nn.Module):
         logps, reference_logps, outward, inward, token_kl, token_entropy, forward_kl = columns
         assert logps is not None
         perturbed = None if outward is None or inward is None else Perturbed(outward, inward)
-        return Scores(logps, reference_logps, perturbed, token_kl, token_entropy, batch.lengths, forward_kl)
+        values = None if value_head is None else to_columns(value_head(hidden), batch)
+        return Scores(logps, reference_logps, perturbed, token_kl, token_entropy, batch.lengths, forward_kl, values)
 
     def final_hidden(self, batch: CompletionBatch) -> Tensor:
         """The policy's last hidden state at the last token of each completion, end of sequence included.

@@ -18,7 +18,10 @@ ALLOWED = {
     "rewards": FOUNDATION | {"models", "pair", "settings"},
     "logprobs": FOUNDATION,
     "layout": FOUNDATION,
+    "baselines": FOUNDATION,
     "metrics": FOUNDATION,
+    "returns": FOUNDATION,
+    "snapshot": FOUNDATION,
     "freshness": FOUNDATION | {"metrics"},
     "monitor": FOUNDATION | {"freshness", "metrics"},
     "settings": FOUNDATION,
@@ -30,7 +33,7 @@ ALLOWED = {
     "checks": FOUNDATION,
     "optimizer": FOUNDATION | {"settings"},
     "module": FOUNDATION | {"checks", "metrics", "monitor", "models", "optimizer", "pair", "settings"},
-    "objectives": FOUNDATION | {"metrics", "module", "objectives", "settings"},
+    "objectives": FOUNDATION | {"baselines", "metrics", "module", "objectives", "returns", "settings", "snapshot"},
     "data": FOUNDATION | {"data"},
 }
 """What each part may import from the package; a part that is not named, such as the command line, may import all."""

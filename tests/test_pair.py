@@ -95,6 +95,37 @@ def test_final_hidden_is_the_models_own_at_the_last_token(name: str, trees: bool
             assert (gradient[name] - parameter.grad).abs().max() <= 1e-4 * parameter.grad.abs().max()
 
 
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2"])
+@pytest.mark.parametrize("trees", [True, False])
+def test_values_are_read_where_each_token_is_predicted(name: str, trees: bool, tmp_path: Path) -> None:
+    """From the model's own states before each token, one unpadded row each, in values and gradients; 0 at padding."""
+    pair = disturbed(PolicyReferencePair(PairSettings(save_tiny(name, tmp_path))))
+    pair.trees = trees
+    batch = ragged_batch()
+    generator = torch.Generator().manual_seed(5)
+    direction = torch.randn(32, generator=generator)
+    weight = torch.randn(batch.completion_mask.shape, generator=generator)
+    found = pair.score(batch, value_head=lambda hidden: hidden @ direction).values
+    assert found is not None
+    (found * weight).sum().backward()
+    gradient = {name: p.grad.clone() for name, p in pair.named_parameters() if p.grad is not None}
+    assert gradient.keys() == set(pair.state_names())
+    pair.zero_grad()
+    expected = torch.zeros_like(found)
+    for b, k in batch.present.nonzero().tolist():
+        prompt = batch.prompt_ids[b][batch.prompt_mask[b]]
+        completion = batch.completion_ids[b, k][batch.completion_mask[b, k]]
+        states = pair.policy(input_ids=torch.cat([prompt, completion])[None], output_hidden_states=True)
+        expected[b, k, : len(completion)] = states.hidden_states[-1][0, len(prompt) - 1 : -1] @ direction
+    (expected * weight).sum().backward()
+    torch.testing.assert_close(found, expected, atol=2e-4, rtol=1e-4)
+    for name, parameter in pair.named_parameters():
+        if name in gradient:
+            assert parameter.grad is not None
+            assert (gradient[name] - parameter.grad).abs().max() <= 1e-4 * parameter.grad.abs().max()
+    assert pair.score(batch).values is None
+
+
 def test_the_reference_is_the_untouched_base(family: str, tmp_path: Path) -> None:
     pair = disturbed(PolicyReferencePair(PairSettings(save_tiny(family, tmp_path))))
     batch = ragged_batch()

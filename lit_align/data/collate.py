@@ -63,6 +63,14 @@ def collate(groups: Sequence[Group], pad_id: int = 0) -> CompletionBatch:
     )
 
 
+def all_rewards(groups: Sequence[Group]) -> Tensor | None:
+    """The rewards of all completions, float32 (N,), in order; None unless every group has rewards."""
+    rewards = [group.rewards for group in groups if group.rewards is not None]
+    if not groups or len(rewards) < len(groups):
+        return None
+    return torch.tensor([reward for values in rewards for reward in values], dtype=torch.float32)
+
+
 def _pad(sequences: Sequence[Tensor], pad_id: int) -> tuple[Tensor, Tensor]:
     """Right padding to the longest: ids int64 (N, T) and the mask of what is not padding, bool (N, T)."""
     lengths = torch.tensor([len(ids) for ids in sequences])

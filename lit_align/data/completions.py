@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning import LightningDataModule
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lit_align.assets import resolve
 from lit_align.batch import CompletionBatch
 from lit_align.data.arguments import at_least, check_limits, check_sampler, check_shares, warn_of_length
-from lit_align.data.collate import Group, collate
+from lit_align.data.collate import Group, all_rewards, collate
 from lit_align.data.formats import Example, Format, read_examples
 from lit_align.data.holdout import distinct_prompts, hold_out, note_shared
 from lit_align.data.judge import RewardFunction
@@ -69,6 +70,9 @@ class CompletionData(LightningDataModule, ABC):
     comparing: bool = True
     """Whether the completions of a row are compared, so that a row is of use only with two that differ."""
 
+    mismatched: bool = False
+    """Whether a batch has a second column, completions of other prompts, which belongs to no group."""
+
     def __init__(
         self,
         dataset: str = "stories",
@@ -107,6 +111,8 @@ class CompletionData(LightningDataModule, ABC):
         self._train: list[Group] = []
         self._validation: list[Group] = []
         self._pad_id = 0
+        self.training_rewards: Tensor | None = None
+        """Those of all training completions, of every rank, float32 (N,); None without rewards."""
 
     @property
     @abstractmethod
@@ -173,6 +179,7 @@ class CompletionData(LightningDataModule, ABC):
             found = held, SplitReport(f"{report.source}, held out", read=report.held_out)
         report.measure(train, self.roles)
         self._train, parts = train, {"train": report}
+        self.training_rewards = all_rewards(train)
         if found is not None:
             self._validation, parts["validation"] = found
             note_shared(train, *found)

@@ -55,6 +55,7 @@ class OnPolicyData(CompletionData):
         DataError: If an argument is out of its range.
     """
 
+    fresh = True
     formats = (PROMPT, CONVERSATION, IMPLICIT_PAIR)
 
     def __init__(
