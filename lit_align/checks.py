@@ -7,11 +7,11 @@ from typing import Any
 
 from torch import Tensor
 
-from lit_align.batch import CompletionBatch, Scores
+from lit_align.batch import Batch, MixedBatch, Scores, completions_of
 from lit_align.errors import UserError
 
 
-def check_groups(objective: type[Any], data: Any, batch: CompletionBatch) -> None:
+def check_groups(objective: type[Any], data: Any, batch: Batch) -> None:
     """Refuse data an objective cannot learn from.
 
     Args:
@@ -21,8 +21,8 @@ def check_groups(objective: type[Any], data: Any, batch: CompletionBatch) -> Non
 
     Raises:
         UserError: If groups have too few or too many completions, no rewards where they are needed, bad completions
-            or those of other prompts among the ones to learn from, or completions of a dataset where only fresh ones
-            will do.
+            or those of other prompts among the ones to learn from, completions of a dataset where only fresh ones
+            will do, or samples of the policy that are not read.
     """
     name, source, (least, most) = objective.__name__, type(data).__name__, objective.columns
     if objective.needs_fresh and not getattr(data, "fresh", False):
@@ -30,6 +30,12 @@ def check_groups(objective: type[Any], data: Any, batch: CompletionBatch) -> Non
             f"{name} learns from completions the policy has just drawn, and {source} gives those of a dataset: use "
             "--data OnPolicyData, or an objective that can do without, such as DPO"
         )
+    if isinstance(batch, MixedBatch) and not objective.mixes:
+        raise UserError(
+            f"{name} does not read the samples of the policy that {source} draws beside the pairs: "
+            "use --data PreferenceData"
+        )
+    batch = completions_of(batch)
     counts = batch.present.sum(-1)
     if counts.min() < least or counts.max() > most:
         wanted = f"{least}" if least == most else f"{least} or more"

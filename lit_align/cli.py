@@ -45,6 +45,7 @@ NOISE = (
     ".*`is_gradient_checkpointing` is deprecated.*",  # raised and meant for transformers itself
     ".*sync_dist=True.*when logging on epoch level.*",  # torchmetrics has already added up the ranks
     ".*callbacks used to create the checkpoint need to be provided.*",
+    ".*method of metric .* was called before the ``update`` method.*",  # nothing was drawn in this interval
     ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
 )
 """Warnings about nothing the user could or should change."""

@@ -75,6 +75,8 @@ def explain(message: str, args: Sequence[str], parser_keys: Iterable[str]) -> st
     place = [key for key in re.findall(r'Parser key "([\w.]+)"', message) if key != "config"]
     chosen = re.search(r"given class_path '([\w.]+)'", message)
     root = place[0] if place else ""
+    if place[-1:] == ["reward"]:
+        return _reward(message)
     if option := _unknown_key(message):
         key = ".".join([*place, option]) if root in BASES else option
         return _unknown_option(key, chosen[1] if chosen else "", args, parser_keys)
@@ -115,6 +117,19 @@ def _unknown_option(key: str, class_path: str, args: Sequence[str], parser_keys:
     branches = {name.rsplit(".", i)[0] for name in known for i in range(1, name.count(".") + 1)}
     hint = _nearest(key, [*known, *branches], "see --help, or the options of a class by --model.help NAME" + "|")
     return f"{_where(key, args)} is no option{owner}; {hint}"
+
+
+def _reward(message: str) -> str:
+    """What was given as a reward, and what may be."""
+    given = re.search(r"Given value: ((?!NestedArg)[\w.]+)", message)
+    cause = re.search(r"(No module named .*|module '.*' has no attribute '.*')", message)
+    said = f" ({cause[1].strip()})" if cause else ""
+    name = repr(given[1]) if given else "this"
+    return (
+        f"--data.reward: {name} names no reward{said}; give the dotted name of a function "
+        "from prompts and completions to numbers, such as my_rewards.score, or of a class with its arguments: "
+        "lit_align.rewards.TrainedReward, lit_align.rewards.Length or lit_align.rewards.Vader"
+    )
 
 
 def _nearest(word: str, known: Sequence[str], otherwise: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
@@ -25,12 +27,15 @@ from lit_align.models import load_tokenizer
 from lit_align.monitor import Monitor
 from lit_align.optimizer import planned_steps, scheduled_adamw
 from lit_align.settings import OptimSettings, PairSettings
+from lit_align.snapshot import snapshot
 
 if TYPE_CHECKING:
     from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
     from transformers import PreTrainedTokenizerBase
 
     from lit_align.pair import PolicyReferencePair
+
+log = logging.getLogger(__name__)
 
 SETTINGS = "lit_align"
 """Key of a checkpoint under which the settings stand that its tensors depend on."""
@@ -71,6 +76,9 @@ class AlignModule(LightningModule, ABC):
 
     rollouts: ClassVar[bool] = False
     """Whether ``loss`` reads a Rollout, with what ``annotate`` fixed, instead of its completions alone."""
+
+    mixes: ClassVar[bool] = False
+    """Whether ``loss`` can read a MixedBatch, samples of the policy beside the completions."""
 
     needs_fresh: ClassVar[bool] = False
     """Whether only completions that the policy itself has just drawn will do."""
@@ -186,9 +194,18 @@ class AlignModule(LightningModule, ABC):
         return marked[~marked.isnan()]
 
     def generate(self, prompts: CompletionBatch, completions: int, sampling: Sampling) -> Rollout:
-        """Draw completions of each prompt from the policy as it is; see ``PolicyReferencePair.generate``."""
+        """Draw completions of each prompt from the policy as it is; see ``PolicyReferencePair.generate``.
+
+        ``old_logps`` are log π_θ: those of the draw, or the scorer's where the draw is truncated or at another
+        temperature than the policy's.
+        """
         assert self.pair is not None
         rollout = self.pair.generate(prompts.to(self.device), completions, sampling)
+        own = self.pair_settings.temperature
+        if sampling.top_k or sampling.top_p < 1 or (sampling.temperature or own) != own:
+            log.info("draws are truncated or at another temperature: log-probs of the policy come from the scorer")
+            scores = snapshot(functools.partial(self.pair.score, reference=False), rollout.completions)
+            rollout = rollout._replace(old_logps=scores.token_logps)
         taken = 0 if self._trainer is None else self.trainer.global_step
         return rollout._replace(drawn_at=torch.full_like(rollout.completions.row, taken))
 
@@ -233,7 +250,7 @@ class AlignModule(LightningModule, ABC):
             check_groups(type(self), data, batch)
             self.check_data(batch)
 
-    def check_data(self, batch: CompletionBatch) -> None:
+    def check_data(self, batch: Any) -> None:
         """Refuse, with a UserError, groups this objective cannot learn from; called before the model loads."""
 
     def configure_model(self) -> None:
@@ -283,7 +300,7 @@ class AlignModule(LightningModule, ABC):
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Count tokens; at the end of a logging interval report what was seen in it."""
         assert self.pair is not None
-        self.monitor.count(completions_of(batch), self.pair.cells)
+        self.monitor.count(batch, self.pair.cells)
         if not self._stepped:
             return
         self._stepped = False

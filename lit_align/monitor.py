@@ -6,9 +6,10 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from lit_align.batch import Batch, CompletionBatch, Loss, MixedBatch, Rollout, Scores, completions_of
+from lit_align.batch import Batch, Loss, MixedBatch, Rollout, Scores, completions_of
 from lit_align.freshness import FreshCompletions, Staleness
 from lit_align.metrics import SumMetric, Throughput, standard_metrics
 
@@ -69,15 +70,16 @@ class Monitor(nn.Module):
         elif isinstance(batch, Rollout):
             self.staleness.update(batch, scores, step)
 
-    def count(self, batch: CompletionBatch, cells: Tensor) -> None:
-        """A micro-batch is done: count its tokens, its time and its padding.
+    def count(self, batch: Batch, cells: Tensor) -> None:
+        """A micro-batch is done: count its tokens, samples included, its time and its padding.
 
         Args:
-            batch: Its completions.
+            batch: As the loader gave it.
             cells: Of all passes until now, without a token and all, (2,).
         """
-        tokens = (batch.prompt_mask.sum() + batch.completion_mask.sum()).double()
-        self.throughput.update(tokens, time.perf_counter() - self._clock)
+        parts = [completions_of(batch), *([batch.samples.completions] if isinstance(batch, MixedBatch) else [])]
+        tokens = torch.stack([part.prompt_mask.sum() + part.completion_mask.sum() for part in parts]).sum()
+        self.throughput.update(tokens.double(), time.perf_counter() - self._clock)
         self.padding.update(cells if self._cells is None else cells - self._cells)
 
     def fresh(self, rollout: Rollout, scores: Scores, ended: Tensor, seconds: float) -> None:

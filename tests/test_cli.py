@@ -16,7 +16,7 @@ from jsonargparse import Namespace
 
 from lit_align import objectives
 from lit_align.__main__ import SUBCOMMANDS, main
-from lit_align.cli import AlignCLI, fresh_folder
+from lit_align.cli import AlignCLI, fresh_folder, run
 from lit_align.errors import UserError
 from lit_align.mistakes import class_names, for_the_user
 from lit_align.module import AlignModule
@@ -323,3 +323,18 @@ def test_only_errors_of_the_user_lose_their_traceback() -> None:
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
 def test_a_config_of_an_objective_is_short(config: Path) -> None:
     assert len(config.read_text(encoding="utf-8").splitlines()) <= 25
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ("Vader", "'Vader' names no reward; give the dotted name"),
+        ("json.nothing", "'json.nothing' names no reward (module 'json' has no attribute 'nothing')"),
+        ("no_such_module.score", "names no reward (No module named 'no_such_module')"),
+    ],
+)
+def test_a_reward_that_cannot_be_found_is_named_with_what_may_be_given(given: str, says: str) -> None:
+    with pytest.raises(UserError) as caught:
+        run(["fit", "--config", str(ROOT / "configs" / "on_policy_dpo.yaml"), "--data.reward", given])
+    assert says in str(caught.value)
+    assert "lit_align.rewards.TrainedReward" in str(caught.value)

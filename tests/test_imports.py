@@ -15,7 +15,8 @@ ALLOWED = {
     "batch": set(),
     "errors": set(),
     "assets": set(),
-    "rewards": FOUNDATION | {"models", "pair", "settings"},
+    "specials": FOUNDATION,
+    "rewards": FOUNDATION | {"models", "pair", "settings", "specials"},
     "logprobs": FOUNDATION,
     "layout": FOUNDATION,
     "baselines": FOUNDATION,
@@ -34,9 +35,10 @@ ALLOWED = {
     "pair": FOUNDATION | {"adapters", "cache", "decoding", "generation", "logprobs", "layout", "models", "settings"},
     "checks": FOUNDATION,
     "optimizer": FOUNDATION | {"settings"},
-    "module": FOUNDATION | {"checks", "metrics", "monitor", "models", "optimizer", "pair", "settings"},
-    "objectives": FOUNDATION | {"baselines", "metrics", "module", "objectives", "returns", "settings", "snapshot"},
-    "data": FOUNDATION | {"data"},
+    "module": FOUNDATION | {"checks", "metrics", "monitor", "models", "optimizer", "pair", "settings", "snapshot"},
+    "objectives": FOUNDATION
+    | {"baselines", "checks", "metrics", "module", "objectives", "returns", "settings", "snapshot"},
+    "data": FOUNDATION | {"data", "specials"},
 }
 """What each part may import from the package; a part that is not named, such as the command line, may import all."""
 

@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from lit_align.batch import CompletionBatch, Loss
+from lit_align.batch import CompletionBatch, Loss, Sampling
 from lit_align.errors import UserError
 from lit_align.module import AlignModule
 from lit_align.objectives.beta_dpo import BetaDPO
@@ -20,7 +20,7 @@ from lit_align.objectives.kto import KTO
 from lit_align.objectives.sft import SFT
 from lit_align.objectives.tr_dpo import TRDPO
 from lit_align.settings import LoraSettings, OptimSettings, PairSettings, usual_learning_rate
-from tests.families import save_tiny
+from tests.families import ragged_batch, save_tiny
 from tests.objectives.contract import Groups, random_groups, same_start, train
 
 
@@ -185,7 +185,7 @@ def test_a_reference_that_is_not_the_start_stops_the_run(tmp_path: Path) -> None
 
 
 class OneCompletion(Groups):
-    def prompts(self, n: int) -> CompletionBatch:
+    def examples(self, n: int) -> CompletionBatch:
         return random_groups(n, 1)
 
 
@@ -270,3 +270,16 @@ def test_the_learning_rate_follows_the_size_of_the_model() -> None:
 def test_optimizer_settings_out_of_range_are_refused(name: str, value: float) -> None:
     with pytest.raises(UserError, match=rf"model.optim.{name} is {value}"):
         OptimSettings(**{name: value})
+
+
+@pytest.mark.parametrize("sampling", [Sampling(6), Sampling(6, top_k=3), Sampling(6, temperature=0.5)])
+def test_the_log_probs_of_a_draw_are_those_of_the_policy(tmp_path: Path, sampling: Sampling) -> None:
+    module = DPO(pair=PairSettings(save_tiny("llama", tmp_path), temperature=0.8))
+    module.configure_model()
+    assert module.pair is not None
+    rollout = module.generate(ragged_batch(), 3, sampling)
+    expected = module.pair.score(rollout.completions, reference=False).token_logps
+    assert rollout.old_logps is not None
+    torch.testing.assert_close(rollout.old_logps, expected.detach(), atol=1e-5, rtol=1e-4)
+    assert rollout.drawn_at is not None
+    assert rollout.drawn_at.tolist() == [0] * 4

@@ -9,6 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_align.callbacks.progress import logged
 from lit_align.callbacks.run_folder import run_folder
+from lit_align.errors import UserError
 
 PANELS = {
     "rollout/reward": "reward of fresh completions",
@@ -57,7 +58,7 @@ class Curves(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Draw what there is after an interruption."""
-        if isinstance(exception, KeyboardInterrupt):
+        if isinstance(exception, KeyboardInterrupt | UserError):
             self._draw(trainer)
 
     def _collect_step(self, trainer: Trainer) -> None:

@@ -17,6 +17,7 @@ SHOWN = {
     "rewards/accuracies": ("accuracy", "{:.2f}"),
     "beta": ("beta", "{:.4g}"),
     "kl": ("kl", "{:.3g}"),
+    "kl_samples": ("kl of samples", "{:.3g}"),
     "tokens_per_second": ("tokens/s", "{:,.0f}"),
     "padding": ("padding", "{:.0%}"),
 }
