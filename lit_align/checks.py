@@ -99,22 +99,43 @@ def check_settings(found: Mapping[str, Any], own: Mapping[str, Any]) -> None:
             )
 
 
-def check_start(scores: Scores, model: str) -> None:
-    """Policy and reference agree to the last bit before the first optimizer step.
+def check_cache(cache: bool | str, precision: str) -> None:
+    """Refuse to keep log-probs that were computed in 16 bits.
+
+    Args:
+        cache: The setting ``reference_cache``.
+        precision: The trainer's.
+
+    Raises:
+        UserError: If the trainer rounds what the model computes.
+    """
+    if cache and precision != "32-true":
+        raise UserError(
+            f"model.pair.reference_cache does not go with trainer.precision={precision}: log-probs then depend on what "
+            "else is in the batch; leave the precision at 32-true, or the cache out"
+        )
+
+
+def check_start(scores: Scores, model: str, tolerance: float = 0.0) -> None:
+    """Policy and reference agree before the first optimizer step.
 
     Args:
         scores: Scores of a batch by both.
         model: The model's name, for the message.
+        tolerance: Largest difference accepted on a token, nats, >= 0: 0 where both score the same batch, and what
+            rounding may do where the reference's log-probs come from the cache.
 
     Raises:
-        UserError: If they differ on any token.
+        UserError: If they differ by more on any token.
     """
     assert scores.reference_token_logps is not None
     gap = (scores.token_logps - scores.reference_token_logps).detach().abs().max()
-    if not gap == 0:
+    if not gap <= tolerance:
+        must = f"may differ by {tolerance:.0e}" if tolerance else "must agree exactly"
+        cached = ", or its reference cache is damaged: delete it" if tolerance else ""
         raise UserError(
-            f"before the first step policy and reference differ by {gap.item():.3g} nats on a token, where they must "
-            f"agree exactly: the reference of {model} is not the model training starts from"
+            f"before the first step policy and reference differ by {gap.item():.3g} nats on a token, where they "
+            f"{must}: the reference of {model} is not the model training starts from{cached}"
         )
 
 

@@ -14,7 +14,14 @@ from lightning.pytorch import Callback, LightningModule
 from torch import Tensor
 
 from lit_align.batch import Batch, CompletionBatch, Loss, Rollout, Sampling, Scores, completions_of
-from lit_align.checks import check_checkpoint, check_groups, check_precision, check_settings, check_start
+from lit_align.checks import (
+    check_cache,
+    check_checkpoint,
+    check_groups,
+    check_precision,
+    check_settings,
+    check_start,
+)
 from lit_align.finite import FiniteSteps
 from lit_align.metrics import Total
 from lit_align.models import load_tokenizer
@@ -39,6 +46,10 @@ CHECKED_GROUPS = 64
 
 OBSERVED_GROUPS = 8
 """Groups of a fresh buffer whose KL and entropy are measured: a small share of the time that drawing it took."""
+
+
+CACHED_GAP = 1e-4
+"""Nats a token by which log-probs kept from another batch may differ: ten times what rounding does in float32."""
 
 
 class AlignModule(LightningModule, ABC):
@@ -93,6 +104,7 @@ class AlignModule(LightningModule, ABC):
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self._stepped = False
         self._size = 0
+        self._recurring = False
 
     @abstractmethod
     def loss(self, batch: Any) -> Loss:
@@ -142,10 +154,14 @@ class AlignModule(LightningModule, ABC):
         """
         assert self.pair is not None
         kl = reference and self._shows_kl()
-        scores = self.pair.score(batch, reference=reference, epsilon=epsilon, kl=kl, value_head=value_head)
+        trainer = self._trainer
+        recurring = self._recurring and trainer is not None and trainer.training
+        scores = self.pair.score(
+            batch, reference=reference, epsilon=epsilon, kl=kl, value_head=value_head, recurring=recurring
+        )
         self._scores = scores
         if reference and self.training_starts:
-            check_start(scores, self.pair_settings.model)
+            check_start(scores, self.pair_settings.model, CACHED_GAP if self.pair.known else 0.0)
         return scores
 
     def over_ranks(self, values: Tensor) -> Tensor:
@@ -230,6 +246,7 @@ class AlignModule(LightningModule, ABC):
             UserError: If groups have too few or too many completions, or no rewards where they are needed.
         """
         check_precision(str(self.trainer.precision))
+        check_cache(self.pair_settings.reference_cache, str(self.trainer.precision))
         data = getattr(self.trainer, "datamodule", None)
         if data is not None and hasattr(data, "examples"):
             batch = data.examples(CHECKED_GROUPS)
@@ -258,7 +275,8 @@ class AlignModule(LightningModule, ABC):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Start the clock of the throughput."""
-        self.monitor.start()
+        assert self.pair is not None
+        self.monitor.start(self.pair.cells)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The summed loss of a micro-batch; ``on_before_optimizer_step`` divides by the weight of the whole step."""
@@ -300,7 +318,8 @@ class AlignModule(LightningModule, ABC):
 
     def after_batch(self, batch: Batch) -> None:
         """Count tokens; at the end of a logging interval report what was seen in it."""
-        self.monitor.count(batch)
+        assert self.pair is not None
+        self.monitor.count(batch, self.pair.cells)
         if not self._stepped:
             return
         self._stepped = False
@@ -340,6 +359,7 @@ class AlignModule(LightningModule, ABC):
 
     def _loss(self, batch: Batch) -> Loss:
         """The loss of what a loader hands out; a dataset is annotated here, as fresh buffers already are."""
+        self._recurring = isinstance(batch, CompletionBatch)
         if self.rollouts and isinstance(batch, CompletionBatch):
             batch = self.annotate(Rollout(batch))
         keep = self.rollouts or not isinstance(batch, Rollout)

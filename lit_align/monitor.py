@@ -13,7 +13,22 @@ from torchmetrics import Metric
 
 from lit_align.batch import Batch, Loss, MixedBatch, Rollout, Scores, completions_of
 from lit_align.freshness import FreshCompletions, Staleness
-from lit_align.metrics import Throughput, standard_metrics
+from lit_align.metrics import SumMetric, Throughput, standard_metrics
+
+
+class Padding(SumMetric):
+    """Share of the cells of the training passes that hold no token, in [0, 1); ``padding``."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(["padding"], **kwargs)
+
+    def update(self, cells: Tensor) -> None:
+        """Add some passes.
+
+        Args:
+            cells: Their cells without a token, and all their cells, (2,).
+        """
+        self._add("padding", cells[0] / cells[1].clamp(min=1), cells[1])
 
 
 class Monitor(nn.Module):
@@ -28,14 +43,20 @@ class Monitor(nn.Module):
         self.training_steps = standard_metrics(stats).clone(prefix="train/")
         self.validation = standard_metrics(stats).clone(prefix="val/")
         self.throughput = Throughput()
+        self.padding = Padding()
         self.staleness = Staleness()
         self.drawn = FreshCompletions()
         self._clock = 0.0
         self._marked: list[tuple[Metric, dict[str, Any]]] = []
+        self._cells: Tensor | None = None
 
-    def start(self) -> None:
-        """A micro-batch begins."""
-        self._clock = time.perf_counter()
+    def start(self, cells: Tensor) -> None:
+        """A micro-batch begins.
+
+        Args:
+            cells: Of all passes before it, without a token and all, (2,).
+        """
+        self._clock, self._cells = time.perf_counter(), cells
 
     def trained(self, batch: Batch, scores: Scores | None, loss: Loss, step: int) -> None:
         """Add a micro-batch of training.
@@ -63,11 +84,17 @@ class Monitor(nn.Module):
             for name, value in state.items():
                 setattr(part, name, value)
 
-    def count(self, batch: Batch) -> None:
-        """A micro-batch is done: count its tokens, samples included, and its time."""
+    def count(self, batch: Batch, cells: Tensor) -> None:
+        """A micro-batch is done: count its tokens, samples included, its time and its padding.
+
+        Args:
+            batch: As the loader gave it.
+            cells: Of all passes until now, without a token and all, (2,).
+        """
         parts = [completions_of(batch), *([batch.samples.completions] if isinstance(batch, MixedBatch) else [])]
         tokens = torch.stack([part.prompt_mask.sum() + part.completion_mask.sum() for part in parts]).sum()
         self.throughput.update(tokens.double(), time.perf_counter() - self._clock)
+        self.padding.update(cells if self._cells is None else cells - self._cells)
 
     def fresh(self, rollout: Rollout, scores: Scores, ended: Tensor, seconds: float) -> None:
         """Add a fresh buffer; see ``FreshCompletions``."""
@@ -76,12 +103,12 @@ class Monitor(nn.Module):
     def report(self) -> dict[str, Tensor]:
         """What was seen since the last report, logged name -> (), over all ranks."""
         found: dict[str, Any] = self.training_steps.compute()
-        steps = {**self.throughput.compute(), **self.staleness.compute()}
+        steps = {**self.throughput.compute(), **self.padding.compute(), **self.staleness.compute()}
         found |= {f"train/{name}": value for name, value in steps.items()}
         found |= {f"rollout/{name}": value for name, value in self.drawn.compute().items()}
         if self.drawn.seconds > 0:
             found["rollout/share_of_time"] = self.drawn.seconds / (self.drawn.seconds + self.throughput.seconds)
-        for part in (self.training_steps, self.throughput, self.staleness, self.drawn):
+        for part in (self.training_steps, self.throughput, self.padding, self.staleness, self.drawn):
             part.reset()
         return found
 

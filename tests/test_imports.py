@@ -32,9 +32,11 @@ ALLOWED = {
     "settings": FOUNDATION,
     "models": FOUNDATION | {"logprobs", "settings"},
     "adapters": FOUNDATION | {"settings"},
+    "logp_files": FOUNDATION,
+    "cache": FOUNDATION | {"adapters", "logp_files", "settings"},
     "decoding": FOUNDATION,
     "generation": FOUNDATION | {"decoding", "logprobs"},
-    "pair": FOUNDATION | {"adapters", "decoding", "generation", "logprobs", "layout", "models", "settings"},
+    "pair": FOUNDATION | {"adapters", "cache", "decoding", "generation", "logprobs", "layout", "models", "settings"},
     "checks": FOUNDATION,
     "optimizer": FOUNDATION | {"settings"},
     "module": FOUNDATION

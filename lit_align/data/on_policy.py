@@ -83,6 +83,7 @@ class OnPolicyData(CompletionData):
             batch_size=1,
             validation_batch_size=None,
             num_workers=0,
+            length_window=1,
             **kwargs,
         )
         at_least("passes", passes, 1, "sweeps over the buffer")
