@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ SUBCOMMANDS = {
 }
 TRACEBACK = "LIT_ALIGN_TRACEBACK"
 INTERRUPTED = 130
-"""Exit code after Ctrl-C, 128 + SIGINT."""
+"""Exit code after Ctrl-C, 128 + SIGINT; after another signal it is 128 + that one, such as 143 after SIGTERM."""
 
 
 def usage() -> str:
@@ -63,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments without the program's name; None takes them from ``sys.argv``.
 
     Returns:
-        The exit code: 0, or 2 for what the user can put right.
+        The exit code: 0; 2 for what the user can put right; 128 + the signal's number for a run that a signal ended.
     """
     args = list(sys.argv[1:] if argv is None else argv)
     if not args or args[0] in {"-h", "--help", "help"}:
@@ -80,8 +81,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             run_command(args[0], args[1:])
         else:
             _train(args)
-    except KeyboardInterrupt:
-        return INTERRUPTED
+    except KeyboardInterrupt as end:
+        return 128 + getattr(end, "signal", signal.SIGINT)
     except Exception as error:
         from lit_align.mistakes import for_the_user
 

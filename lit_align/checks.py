@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from lit_align.batch import Batch, MixedBatch, Scores, completions_of
@@ -97,22 +99,43 @@ def check_settings(found: Mapping[str, Any], own: Mapping[str, Any]) -> None:
             )
 
 
-def check_start(scores: Scores, model: str) -> None:
-    """Policy and reference agree to the last bit before the first optimizer step.
+def check_cache(cache: bool | str, precision: str) -> None:
+    """Refuse to keep log-probs that were computed in 16 bits.
+
+    Args:
+        cache: The setting ``reference_cache``.
+        precision: The trainer's.
+
+    Raises:
+        UserError: If the trainer rounds what the model computes.
+    """
+    if cache and precision != "32-true":
+        raise UserError(
+            f"model.pair.reference_cache does not go with trainer.precision={precision}: log-probs then depend on what "
+            "else is in the batch; leave the precision at 32-true, or the cache out"
+        )
+
+
+def check_start(scores: Scores, model: str, tolerance: float = 0.0) -> None:
+    """Policy and reference agree before the first optimizer step.
 
     Args:
         scores: Scores of a batch by both.
         model: The model's name, for the message.
+        tolerance: Largest difference accepted on a token, nats, >= 0: 0 where both score the same batch, and what
+            rounding may do where the reference's log-probs come from the cache.
 
     Raises:
-        UserError: If they differ on any token.
+        UserError: If they differ by more on any token.
     """
     assert scores.reference_token_logps is not None
     gap = (scores.token_logps - scores.reference_token_logps).detach().abs().max()
-    if not gap == 0:
+    if not gap <= tolerance:
+        must = f"may differ by {tolerance:.0e}" if tolerance else "must agree exactly"
+        cached = ", or its reference cache is damaged: delete it" if tolerance else ""
         raise UserError(
-            f"before the first step policy and reference differ by {gap.item():.3g} nats on a token, where they must "
-            f"agree exactly: the reference of {model} is not the model training starts from"
+            f"before the first step policy and reference differ by {gap.item():.3g} nats on a token, where they "
+            f"{must}: the reference of {model} is not the model training starts from{cached}"
         )
 
 
@@ -133,3 +156,32 @@ def check_checkpoint(found: Mapping[str, Tensor], own: Mapping[str, Tensor], tra
             f"the checkpoint does not fit this model: {len(wrong)} of {len(trained)} trained tensors are missing "
             f"or of another shape, the first is {wrong[0]}; use the objective, model and lora settings it was made with"
         )
+
+
+def check_accelerator(name: Any) -> None:
+    """Refuse a GPU that is not there, before anything is loaded.
+
+    Raises:
+        UserError: With what PyTorch sees and the remedies.
+    """
+    if name in {"auto", "gpu", "mps"} and torch.backends.mps.is_available():
+        raise UserError(
+            f"trainer.accelerator={name} would take the Apple GPU, which lacks float64, and metrics and adapted values "
+            "are held in that: use --trainer.accelerator cpu"
+        )
+    if name in {"gpu", "cuda"} and not torch.cuda.is_available():
+        raise UserError(
+            f"trainer.accelerator is {name}, but PyTorch {torch.__version__} sees no GPU. If there is one, check that "
+            "nvidia-smi lists it and that PyTorch was built for CUDA (https://pytorch.org/get-started); otherwise use "
+            "--trainer.accelerator cpu, or put --config configs/hardware/cpu.yaml last"
+        )
+
+
+def check_checkpoint_path(path: str | None) -> None:
+    """Refuse a checkpoint that is not there, before anything is loaded.
+
+    Raises:
+        UserError: With the path.
+    """
+    if path and path not in {"last", "best", "hpc", "registry"} and "://" not in path and not Path(path).is_file():
+        raise UserError(f"ckpt_path={path}: there is no such file; runs keep theirs in RUN_DIR/checkpoints/last.ckpt")

@@ -115,7 +115,7 @@ def _unknown_option(key: str, class_path: str, args: Sequence[str], parser_keys:
     known = [name for name in parser_keys if name.split(".")[0] not in BASES] + list(BASES)
     root = key.split(".")[0]
     if root in BASES and class_path:
-        known = [f"{root}.{name}" for name in ("class_path", "init_args", *argument_names(_import(class_path)))]
+        known = [f"{root}.{name}" for name in ("class_path", "init_args", *argument_names(class_named(class_path)))]
     owner = f" of {class_path.rsplit('.', 1)[-1]}" if class_path else ""
     branches = {name.rsplit(".", i)[0] for name in known for i in range(1, name.count(".") + 1)}
     alike = [name for name in (*known, *branches) if _alike(name, key)]
@@ -204,7 +204,7 @@ def _shortened(message: str, lines: int = 6) -> str:
 
 def class_names(key: str) -> list[str]:
     """Names of the classes that can be given for one of ``KINDS``, those of this package first."""
-    base: type = _import(KINDS[key])
+    base: type = class_named(KINDS[key])
     found = {cls.__name__: cls.__module__ for cls in subclasses(base)}
     names = [name for name, module in found.items() if key not in BASES or not module.startswith("lightning.")]
     return sorted(names, key=lambda name: (not found[name].startswith("lit_align."), name))
@@ -232,7 +232,8 @@ def argument_names(cls: type, prefix: str = "") -> Iterator[str]:
                 yield from argument_names(option, f"{prefix}{name}.")
 
 
-def _import(path: str) -> Any:
+def class_named(path: str) -> Any:
+    """What a dotted path names."""
     module, name = path.rsplit(".", 1)
     return getattr(importlib.import_module(module), name)
 

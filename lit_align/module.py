@@ -10,14 +10,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule
 from torch import Tensor
 
 from lit_align.batch import Batch, CompletionBatch, Loss, Rollout, Sampling, Scores, completions_of
-from lit_align.checks import check_checkpoint, check_groups, check_precision, check_settings, check_start
+from lit_align.checks import (
+    check_cache,
+    check_checkpoint,
+    check_groups,
+    check_precision,
+    check_settings,
+    check_start,
+)
+from lit_align.finite import FiniteSteps
 from lit_align.metrics import Total
 from lit_align.models import load_tokenizer
-from lit_align.monitor import Monitor
+from lit_align.monitor import AfterBatch, Monitor, write_row
 from lit_align.optimizer import planned_steps, scheduled_adamw
 from lit_align.settings import OptimSettings, PairSettings
 from lit_align.snapshot import snapshot
@@ -38,6 +46,10 @@ CHECKED_GROUPS = 64
 
 OBSERVED_GROUPS = 8
 """Groups of a fresh buffer whose KL and entropy are measured: a small share of the time that drawing it took."""
+
+
+CACHED_GAP = 1e-4
+"""Nats a token by which log-probs kept from another batch may differ: ten times what rounding does in float32."""
 
 
 class AlignModule(LightningModule, ABC):
@@ -86,10 +98,13 @@ class AlignModule(LightningModule, ABC):
         self.monitor = Monitor(self.stats)
         # A metric, not a buffer: data parallelism would overwrite every rank's buffers with those of rank 0.
         self.step_weight = Total()
+        self._finite = FiniteSteps()
         self.strict_loading = False
         self._scores: Scores | None = None
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self._stepped = False
+        self._size = 0
+        self._recurring = False
 
     @abstractmethod
     def loss(self, batch: Any) -> Loss:
@@ -139,10 +154,14 @@ class AlignModule(LightningModule, ABC):
         """
         assert self.pair is not None
         kl = reference and self._shows_kl()
-        scores = self.pair.score(batch, reference=reference, epsilon=epsilon, kl=kl, value_head=value_head)
+        trainer = self._trainer
+        recurring = self._recurring and trainer is not None and trainer.training
+        scores = self.pair.score(
+            batch, reference=reference, epsilon=epsilon, kl=kl, value_head=value_head, recurring=recurring
+        )
         self._scores = scores
         if reference and self.training_starts:
-            check_start(scores, self.pair_settings.model)
+            check_start(scores, self.pair_settings.model, CACHED_GAP if self.pair.known else 0.0)
         return scores
 
     def over_ranks(self, values: Tensor) -> Tensor:
@@ -227,6 +246,7 @@ class AlignModule(LightningModule, ABC):
             UserError: If groups have too few or too many completions, or no rewards where they are needed.
         """
         check_precision(str(self.trainer.precision))
+        check_cache(self.pair_settings.reference_cache, str(self.trainer.precision))
         data = getattr(self.trainer, "datamodule", None)
         if data is not None and hasattr(data, "examples"):
             batch = data.examples(CHECKED_GROUPS)
@@ -244,24 +264,30 @@ class AlignModule(LightningModule, ABC):
             device = self.trainer.strategy.root_device if self._trainer is not None else torch.device("cpu")
             eos = None if self._tokenizer is None else self._tokenizer.eos_token_id  # the data has loaded it
             self.pair = PolicyReferencePair(self.pair_settings, device, eos)
+            self._size = self.pair.base.num_parameters()
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW on what is trained, and a schedule over the planned number of optimizer steps."""
         assert self.pair is not None
         trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
         total = planned_steps(self.trainer)
-        return scheduled_adamw(trained, self.optim_settings, self.pair.base.num_parameters(), total)
+        return scheduled_adamw(trained, self.optim_settings, self._size, total)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Start the clock of the throughput."""
-        self.monitor.start()
+        assert self.pair is not None
+        self.monitor.start(self.pair.cells)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The summed loss of a micro-batch; ``on_before_optimizer_step`` divides by the weight of the whole step."""
+        if self._finite.step_begins:
+            self.monitor.mark()
         loss = self._loss(batch)
         self.step_weight.update(loss.weight)
         self.monitor.trained(batch, self._scores, loss, self.trainer.global_step)
-        return (loss.value * loss.weight).sum()
+        total = (loss.value * loss.weight).sum()
+        self._finite.saw(completions_of(batch).row, total)
+        return total
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Turn the summed gradient into the mean over the weight of all micro-batches and ranks of this step."""
@@ -272,22 +298,35 @@ class AlignModule(LightningModule, ABC):
         for parameter in self.parameters():
             if parameter.grad is not None:
                 parameter.grad.mul_(factor.to(parameter.grad.dtype))
+        self._finite.check(self)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Take the step, then let the objective adapt."""
+        """Take the step, then let the objective adapt; a step that was skipped leaves no trace but its count."""
         super().optimizer_step(*args, **kwargs)
         self._stepped = True
-        self.adapt()
+        if not self._finite.skipped:
+            self.adapt()
+            return
+        self.monitor.rewind()
+        for part in self.modules():
+            if isinstance(part, Total):
+                part.reset()
 
-    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+    def configure_callbacks(self) -> list[Callback]:
+        """What comes between a step and its checkpoint; the module's own hooks would come after it."""
+        return [self._finite, AfterBatch()]
+
+    def after_batch(self, batch: Batch) -> None:
         """Count tokens; at the end of a logging interval report what was seen in it."""
-        self.monitor.count(batch)
+        assert self.pair is not None
+        self.monitor.count(batch, self.pair.cells)
         if not self._stepped:
             return
         self._stepped = False
         if self.trainer.global_step % self._log_every() == 0:
             rate = self.trainer.optimizers[0].param_groups[0]["lr"]
-            self.log_dict({**self.monitor.report(), "train/learning_rate": rate}, on_step=True, on_epoch=False)
+            skipped = {"train/skipped_steps": float(self._finite.total)} if self._finite.total else {}
+            write_row(self, {**self.monitor.report(), "train/learning_rate": rate, **skipped})
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Add a micro-batch to the validation metrics."""
@@ -320,6 +359,7 @@ class AlignModule(LightningModule, ABC):
 
     def _loss(self, batch: Batch) -> Loss:
         """The loss of what a loader hands out; a dataset is annotated here, as fresh buffers already are."""
+        self._recurring = isinstance(batch, CompletionBatch)
         if self.rollouts and isinstance(batch, CompletionBatch):
             batch = self.annotate(Rollout(batch))
         keep = self.rollouts or not isinstance(batch, Rollout)

@@ -12,11 +12,12 @@ NOISE = (
     ".*Total length of `list` across ranks is zero.*",  # no validation
     ".*smaller than the logging interval.*",
     ".*tensorboardX.*",
-    ".*Experiment logs directory .* exists and is not empty.*",  # the run folder, made a moment before
     ".*module\\(s\\) in eval mode at the start of training.*",  # the frozen base is meant to be
     ".*`is_gradient_checkpointing` is deprecated.*",  # raised and meant for transformers itself
     ".*sync_dist=True.*when logging on epoch level.*",  # torchmetrics has already added up the ranks
     ".*callbacks used to create the checkpoint need to be provided.*",
+    ".*The dirpath has changed from.*",
+    ".*Checkpoint directory .* exists and is not empty.*",
     ".*method of metric .* was called before the ``update`` method.*",  # nothing was drawn in this interval
     ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
 )

@@ -15,7 +15,8 @@ ALLOWED = {
     "batch": set(),
     "errors": set(),
     "assets": set(),
-    "rewards": FOUNDATION | {"models", "pair", "settings"},
+    "specials": FOUNDATION,
+    "rewards": FOUNDATION | {"models", "pair", "settings", "specials"},
     "logprobs": FOUNDATION,
     "layout": FOUNDATION,
     "baselines": FOUNDATION,
@@ -24,18 +25,25 @@ ALLOWED = {
     "snapshot": FOUNDATION,
     "freshness": FOUNDATION | {"metrics"},
     "monitor": FOUNDATION | {"freshness", "metrics"},
+    "finite": FOUNDATION,
+    "statefile": set(),
+    "randomness": set(),
+    "checkpoint": FOUNDATION | {"statefile"},
     "settings": FOUNDATION,
     "models": FOUNDATION | {"logprobs", "settings"},
     "adapters": FOUNDATION | {"settings"},
+    "logp_files": FOUNDATION,
+    "cache": FOUNDATION | {"adapters", "logp_files", "settings"},
     "decoding": FOUNDATION,
     "generation": FOUNDATION | {"decoding", "logprobs"},
-    "pair": FOUNDATION | {"adapters", "decoding", "generation", "logprobs", "layout", "models", "settings"},
+    "pair": FOUNDATION | {"adapters", "cache", "decoding", "generation", "logprobs", "layout", "models", "settings"},
     "checks": FOUNDATION,
     "optimizer": FOUNDATION | {"settings"},
-    "module": FOUNDATION | {"checks", "metrics", "monitor", "models", "optimizer", "pair", "settings", "snapshot"},
+    "module": FOUNDATION
+    | {"checks", "finite", "metrics", "monitor", "models", "optimizer", "pair", "settings", "snapshot"},
     "objectives": FOUNDATION
     | {"baselines", "checks", "metrics", "module", "objectives", "returns", "settings", "snapshot"},
-    "data": FOUNDATION | {"data"},
+    "data": FOUNDATION | {"data", "specials"},
 }
 """What each part may import from the package; a part that is not named, such as the command line, may import all."""
 

@@ -214,19 +214,43 @@ def test_validation_reads_the_scores_of_its_own_batch(tmp_path: Path) -> None:
     assert found == pytest.approx((first.lengths[:, 0].sum() + second.lengths[:, 0].sum()).item() / 6)
 
 
+class LastLogged(Callback):
+    """What was logged of the last optimizer step."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, float] = {}
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.values = {name: float(value) for name, value in trainer.callback_metrics.items()}
+
+
 def test_the_first_logged_loss_is_ln_2(tmp_path: Path) -> None:
-    logged: dict[str, float] = {}
-
-    class Late(Callback):
-        def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-            logged.update({k: float(v) for k, v in trainer.callback_metrics.items()})
-
-    train(build(tmp_path, DPO), random_groups(4, 2), [4], 1, callbacks=[Late()])
+    last = LastLogged()
+    train(build(tmp_path, DPO), random_groups(4, 2), [4], 1, callbacks=[last])
+    logged = last.values
     assert logged["train/loss"] == pytest.approx(math.log(2))
     assert logged["train/rewards/margins"] == 0
     assert logged["train/rewards/accuracies"] == 0.5
     assert logged["train/kl"] == 0
     assert logged["train/tokens_per_second"] > 0
+
+
+def test_the_padding_of_a_step_is_the_share_of_cells_without_a_token(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    groups, logged = random_groups(5, 2), LastLogged()
+    monkeypatch.setattr("lit_align.pair.shares_prompts", lambda config: False)
+    train(build(tmp_path, DPO), groups, [3, 2], 2, callbacks=[logged])
+    lengths = groups.prompt_mask.sum(-1)[:, None] + groups.lengths  # one row for each completion
+    cells = sum(part.numel() * int(part.max()) for part in lengths.split([3, 2]))
+    assert logged.values["train/padding"] == pytest.approx(1 - int(lengths.sum()) / cells)
+    assert logged.values["train/padding"] > 0
+
+
+def test_a_group_alone_leaves_no_cell_empty(tmp_path: Path) -> None:
+    logged = LastLogged()
+    train(build(tmp_path, DPO), random_groups(2, 2), [1, 1], 2, callbacks=[logged])
+    assert logged.values["train/padding"] == 0
 
 
 def test_the_schedule_rises_and_falls_as_named() -> None:

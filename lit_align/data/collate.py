@@ -26,6 +26,11 @@ class Group(NamedTuple):
     completion_ids: list[Tensor]
     rewards: list[float] | None
 
+    @property
+    def tokens(self) -> int:
+        """Tokens of the prompt, counted once, and of all completions."""
+        return len(self.prompt_ids) + sum(map(len, self.completion_ids))
+
 
 def collate(groups: Sequence[Group], pad_id: int = 0) -> CompletionBatch:
     """Pad groups on the right to a batch.

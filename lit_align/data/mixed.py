@@ -14,9 +14,8 @@ from lit_align.data.arguments import at_least
 from lit_align.data.buffer import packed, unpacked
 from lit_align.data.completions import CompletionData
 from lit_align.data.formats import PREFERENCES, Example
-from lit_align.data.fresh import PromptStream
+from lit_align.data.fresh import PromptStream, gathered
 from lit_align.data.loader import ResumableLoader
-from lit_align.data.on_policy import gathered
 from lit_align.data.pairs import as_pair
 from lit_align.data.report import SplitReport
 from lit_align.data.rows import DataError

@@ -13,7 +13,7 @@ from lit_align.data.buffer import BufferLoader
 from lit_align.data.collate import Group
 from lit_align.data.completions import CompletionData
 from lit_align.data.formats import CONVERSATION, IMPLICIT_PAIR, PROMPT, Example
-from lit_align.data.fresh import Collector, PromptStream
+from lit_align.data.fresh import Collector, PromptStream, gathered
 from lit_align.data.judge import RewardFunction
 from lit_align.data.report import Roles, SplitReport
 from lit_align.data.rows import DataError
@@ -83,6 +83,7 @@ class OnPolicyData(CompletionData):
             batch_size=1,
             validation_batch_size=None,
             num_workers=0,
+            length_window=1,
             **kwargs,
         )
         at_least("passes", passes, 1, "sweeps over the buffer")
@@ -171,20 +172,15 @@ class OnPolicyData(CompletionData):
         sizes = {"completions": self.completions, "buffer": self.buffer, "minibatch": self.minibatch}
         settings = {**sizes, "passes": self.passes, "select": self.select, "devices": world_size}
         settings["micro-batches of a sweep"] = batches
-        return BufferLoader(collector.collect, batches, self.passes, self.seed, rank, gathered, settings)
+
+        def stop() -> None:
+            trainer.should_stop = True
+
+        return BufferLoader(collector.collect, batches, self.passes, self.seed, rank, gathered, settings, stop)
 
     def val_dataloader(self) -> list[Any]:
         """None: a loss on completions of a dataset would say nothing of those the policy draws."""
         return []
-
-
-def gathered(value: Any) -> list[Any]:
-    """Every rank's value, on every rank."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return [value]
-    found: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(found, value)
-    return found
 
 
 def _check_multiple(name: str, value: int, of: str, unit: int) -> None:
