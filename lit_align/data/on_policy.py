@@ -208,8 +208,9 @@ def _check_share(minibatch: int, completions: int, world_size: int, accumulate: 
         )
     groups = minibatch // (completions * world_size * accumulate)
     if most is not None and groups > most:
+        enough = accumulate * -(-groups // most)
         raise DataError(
             f"data.minibatch={minibatch} makes micro-batches of {groups} groups of {completions} completions, and "
-            f"data.batch_size={most} allows fewer: set trainer.accumulate_grad_batches to {accumulate * -(-groups // most)} "
-            "or more, or raise data.batch_size"
+            f"data.batch_size={most} allows fewer: set trainer.accumulate_grad_batches to {enough} or more, or raise "
+            "data.batch_size"
         )
