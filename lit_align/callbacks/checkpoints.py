@@ -83,6 +83,10 @@ class Checkpoints(Checkpoint):
         loop = trainer.fit_loop
         assert loop._data_fetcher is not None
         self._owed = loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
+        if self._owed:  # by the settings; there may be nothing to validate on
+            validation = loop.epoch_loop.val_loop
+            validation.setup_data()
+            self._owed = not validation.skip
         if not self._owed:
             self._save(trainer)
         elif self.stop_by is not None:

@@ -42,7 +42,7 @@ class DoctorCLI(AlignCLI):
 
     def instantiate_classes(self) -> None:
         """Build the objective and the data module."""
-        self.config_init = self.parser.instantiate_classes(self.config)
+        self.config_init = self.parser.instantiate(self.config)
         self.datamodule = self._get(self.config_init, "data")
         self.model = self._get(self.config_init, "model")
 
