@@ -33,13 +33,18 @@ class ShardedBase(DDPStrategy):
         """Cut the layers, then move what was not cut.
 
         Raises:
-            UserError: If the policy draws data during training, or a layer is quantized to 8 bits.
+            UserError: If the policy draws data during training, the reference is cached, or weights are in 8 bits.
         """
         module: Any = self.lightning_module
         if hasattr(module.trainer.datamodule, "sampling"):
             raise UserError(
                 f"{type(module.trainer.datamodule).__name__} lets each rank draw completions of its own, and ranks "
                 "that share one base must run it equally often: use --trainer.strategy ddp"
+            )
+        if module.pair_settings.reference_cache:
+            raise UserError(
+                "ranks that share one base must run it equally often, and model.pair.reference_cache saves each other "
+                "passes: set it to false, or use --trainer.strategy ddp"
             )
         super().model_to_device()
         if module.pair is not None:

@@ -79,8 +79,15 @@ def test_a_model_whose_layers_are_not_known_is_refused() -> None:
         shard_layers(model, "cpu", 1)
 
 
-def test_data_that_each_rank_draws_for_itself_is_refused() -> None:
-    strategy = ShardedBase()
-    strategy._lightning_module = SimpleNamespace(trainer=SimpleNamespace(datamodule=SimpleNamespace(sampling=None)))  # type: ignore[assignment]
-    with pytest.raises(UserError, match="draw completions of its own"):
+@pytest.mark.parametrize(
+    ("data", "cache", "message"),
+    [
+        (SimpleNamespace(sampling=None), False, "draw completions of its own"),
+        (SimpleNamespace(), True, "reference_cache"),
+    ],
+)
+def test_what_would_have_ranks_run_the_base_unequally_often_is_refused(data: Any, cache: bool, message: str) -> None:
+    strategy, settings = ShardedBase(), PairSettings(dtype="float32", quantization="none", reference_cache=cache)
+    strategy._lightning_module = SimpleNamespace(trainer=SimpleNamespace(datamodule=data), pair_settings=settings)  # type: ignore[assignment]
+    with pytest.raises(UserError, match=message):
         strategy.model_to_device()

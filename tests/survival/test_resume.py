@@ -30,8 +30,14 @@ DRAWN |= {"data__buffer": 16, "data__minibatch": 8, "data__completions": 4}
         ({"trainer__max_steps": 8, "trainer__log_every_n_steps": 3}, "beta_dpo", [2, 6]),
         # Four steps on each buffer of fresh completions: amid one, at its end, and amid the next.
         (DRAWN, "on_policy_dpo", [3, 4, 5]),
+        # Samples of the policy, drawn every other step.
+        (
+            {"data__samples": 4, "data__every_n_steps": 2, "data__max_new_tokens": 6, "trainer__max_epochs": 1},
+            "spo",
+            [3],
+        ),
     ],
-    ids=["accumulation", "mid-interval", "by steps", "fresh completions"],
+    ids=["accumulation", "mid-interval", "by steps", "fresh completions", "samples"],
 )
 def test_a_run_that_died_after_any_checkpoint_ends_as_if_it_had_not(
     model: str, moments: Path, options: dict[str, object], config: str, after: list[int]
