@@ -193,7 +193,7 @@ def _nothing_there(path: str, place: Path, adapter: Path) -> str:
         return f"{path} holds no run itself; did you mean {runs[-1]}?"
     if (place / "config.yaml").is_file():
         return (
-            f"{path}: the run has no adapter, so it did not come to its end; carry it on with fit --config "
-            f"{place / 'config.yaml'} --ckpt_path {place / 'checkpoints' / 'last.ckpt'}"
+            f"{path}: the run has no adapter, so it did not come to its end; "
+            f"go on with it by python -m lit_align fit --resume {place}"
         )
     return f"{path} holds neither a run nor an adapter (adapter_config.json and {WEIGHTS})"

@@ -186,6 +186,6 @@ def test_a_folder_without_a_run_says_what_is_there(
     Path("begun").mkdir()
     shutil.copy(trained / "config.yaml", "begun")
     assert main(["evaluate", "begun"]) == 2
-    assert "carry it on" in capsys.readouterr().err
+    assert "fit --resume begun" in capsys.readouterr().err
     assert main(["evaluate"]) == 2
     assert "RUN is missing" in capsys.readouterr().err
