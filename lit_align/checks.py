@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from lit_align.batch import Batch, MixedBatch, Scores, completions_of
@@ -154,3 +156,32 @@ def check_checkpoint(found: Mapping[str, Tensor], own: Mapping[str, Tensor], tra
             f"the checkpoint does not fit this model: {len(wrong)} of {len(trained)} trained tensors are missing "
             f"or of another shape, the first is {wrong[0]}; use the objective, model and lora settings it was made with"
         )
+
+
+def check_accelerator(name: Any) -> None:
+    """Refuse a GPU that is not there, before anything is loaded.
+
+    Raises:
+        UserError: With what PyTorch sees and the remedies.
+    """
+    if name in {"auto", "gpu", "mps"} and torch.backends.mps.is_available():
+        raise UserError(
+            f"trainer.accelerator={name} would take the Apple GPU, which lacks float64, and metrics and adapted values "
+            "are held in that: use --trainer.accelerator cpu"
+        )
+    if name in {"gpu", "cuda"} and not torch.cuda.is_available():
+        raise UserError(
+            f"trainer.accelerator is {name}, but PyTorch {torch.__version__} sees no GPU. If there is one, check that "
+            "nvidia-smi lists it and that PyTorch was built for CUDA (https://pytorch.org/get-started); otherwise use "
+            "--trainer.accelerator cpu, or put --config configs/hardware/cpu.yaml last"
+        )
+
+
+def check_checkpoint_path(path: str | None) -> None:
+    """Refuse a checkpoint that is not there, before anything is loaded.
+
+    Raises:
+        UserError: With the path.
+    """
+    if path and path not in {"last", "best", "hpc", "registry"} and "://" not in path and not Path(path).is_file():
+        raise UserError(f"ckpt_path={path}: there is no such file; runs keep theirs in RUN_DIR/checkpoints/last.ckpt")

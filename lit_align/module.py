@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule
 from torch import Tensor
 
 from lit_align.batch import Batch, CompletionBatch, Loss, Rollout, Sampling, Scores, completions_of
@@ -22,9 +22,10 @@ from lit_align.checks import (
     check_settings,
     check_start,
 )
+from lit_align.finite import FiniteSteps
 from lit_align.metrics import Total
 from lit_align.models import load_tokenizer
-from lit_align.monitor import Monitor
+from lit_align.monitor import AfterBatch, Monitor, write_row
 from lit_align.optimizer import planned_steps, scheduled_adamw
 from lit_align.settings import OptimSettings, PairSettings
 from lit_align.snapshot import snapshot
@@ -97,10 +98,12 @@ class AlignModule(LightningModule, ABC):
         self.monitor = Monitor(self.stats)
         # A metric, not a buffer: data parallelism would overwrite every rank's buffers with those of rank 0.
         self.step_weight = Total()
+        self._finite = FiniteSteps()
         self.strict_loading = False
         self._scores: Scores | None = None
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self._stepped = False
+        self._size = 0
         self._recurring = False
 
     @abstractmethod
@@ -261,13 +264,14 @@ class AlignModule(LightningModule, ABC):
             device = self.trainer.strategy.root_device if self._trainer is not None else torch.device("cpu")
             eos = None if self._tokenizer is None else self._tokenizer.eos_token_id  # the data has loaded it
             self.pair = PolicyReferencePair(self.pair_settings, device, eos)
+            self._size = self.pair.base.num_parameters()
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW on what is trained, and a schedule over the planned number of optimizer steps."""
         assert self.pair is not None
         trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
         total = planned_steps(self.trainer)
-        return scheduled_adamw(trained, self.optim_settings, self.pair.base.num_parameters(), total)
+        return scheduled_adamw(trained, self.optim_settings, self._size, total)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Start the clock of the throughput."""
@@ -276,10 +280,14 @@ class AlignModule(LightningModule, ABC):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The summed loss of a micro-batch; ``on_before_optimizer_step`` divides by the weight of the whole step."""
+        if self._finite.step_begins:
+            self.monitor.mark()
         loss = self._loss(batch)
         self.step_weight.update(loss.weight)
         self.monitor.trained(batch, self._scores, loss, self.trainer.global_step)
-        return (loss.value * loss.weight).sum()
+        total = (loss.value * loss.weight).sum()
+        self._finite.saw(completions_of(batch).row, total)
+        return total
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Turn the summed gradient into the mean over the weight of all micro-batches and ranks of this step."""
@@ -290,14 +298,25 @@ class AlignModule(LightningModule, ABC):
         for parameter in self.parameters():
             if parameter.grad is not None:
                 parameter.grad.mul_(factor.to(parameter.grad.dtype))
+        self._finite.check(self)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Take the step, then let the objective adapt."""
+        """Take the step, then let the objective adapt; a step that was skipped leaves no trace but its count."""
         super().optimizer_step(*args, **kwargs)
         self._stepped = True
-        self.adapt()
+        if not self._finite.skipped:
+            self.adapt()
+            return
+        self.monitor.rewind()
+        for part in self.modules():
+            if isinstance(part, Total):
+                part.reset()
 
-    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+    def configure_callbacks(self) -> list[Callback]:
+        """What comes between a step and its checkpoint; the module's own hooks would come after it."""
+        return [self._finite, AfterBatch()]
+
+    def after_batch(self, batch: Batch) -> None:
         """Count tokens; at the end of a logging interval report what was seen in it."""
         assert self.pair is not None
         self.monitor.count(batch, self.pair.cells)
@@ -306,7 +325,8 @@ class AlignModule(LightningModule, ABC):
         self._stepped = False
         if self.trainer.global_step % self._log_every() == 0:
             rate = self.trainer.optimizers[0].param_groups[0]["lr"]
-            self.log_dict({**self.monitor.report(), "train/learning_rate": rate}, on_step=True, on_epoch=False)
+            skipped = {"train/skipped_steps": float(self._finite.total)} if self._finite.total else {}
+            write_row(self, {**self.monitor.report(), "train/learning_rate": rate, **skipped})
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Add a micro-batch to the validation metrics."""

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
+from torchmetrics import Metric
 
 from lit_align.batch import Batch, Loss, MixedBatch, Rollout, Scores, completions_of
 from lit_align.freshness import FreshCompletions, Staleness
@@ -45,6 +47,7 @@ class Monitor(nn.Module):
         self.staleness = Staleness()
         self.drawn = FreshCompletions()
         self._clock = 0.0
+        self._marked: list[tuple[Metric, dict[str, Any]]] = []
         self._cells: Tensor | None = None
 
     def start(self, cells: Tensor) -> None:
@@ -69,6 +72,17 @@ class Monitor(nn.Module):
             self.staleness.update(batch.samples, None, step)
         elif isinstance(batch, Rollout):
             self.staleness.update(batch, scores, step)
+
+    def mark(self) -> None:
+        """Remember what was seen so far; metrics replace their states and never change them in place."""
+        parts = [*self.training_steps.values(), self.staleness]
+        self._marked = [(part, part.metric_state) for part in parts]
+
+    def rewind(self) -> None:
+        """Forget the micro-batches since ``mark``, but not their time."""
+        for part, state in self._marked:
+            for name, value in state.items():
+                setattr(part, name, value)
 
     def count(self, batch: Batch, cells: Tensor) -> None:
         """A micro-batch is done: count its tokens, samples included, its time and its padding.
@@ -97,3 +111,28 @@ class Monitor(nn.Module):
         for part in (self.training_steps, self.throughput, self.padding, self.staleness, self.drawn):
             part.reset()
         return found
+
+
+class AfterBatch(Callback):
+    """Lets a module count and report a micro-batch before a checkpoint is made, so that it is part of it."""
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        """Report; modules' own hooks of this name come after those of all callbacks."""
+        pl_module.after_batch(batch)  # type: ignore[operator]
+
+
+def write_row(module: LightningModule, values: dict[str, Any]) -> None:
+    """Log what a step showed, to the loggers at once: Lightning writes after checkpoints, and a run may end in one.
+
+    Args:
+        module: A module within ``on_train_batch_end``.
+        values: Logged name -> value.
+    """
+    trainer = module.trainer
+    module.log_dict(values, on_step=True, on_epoch=False, logger=False)
+    numbers = {name: float(value) for name, value in values.items()} | {"epoch": trainer.current_epoch}
+    for logger in trainer.loggers:
+        logger.log_metrics(numbers, step=trainer.global_step - 1)  # as Lightning counts them, from 0
+        logger.save()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -61,6 +62,13 @@ class PolicyReferencePair(nn.Module):
     def base(self) -> Any:
         """The causal language model under the adapter."""
         return self.policy.get_base_model()
+
+    @property
+    def quantization(self) -> str:
+        """How the base is held: none, nf4 or int8."""
+        config = getattr(self.base.config, "quantization_config", None)
+        kinds = {"load_in_4bit": "nf4", "load_in_8bit": "int8"}
+        return next((kind for name, kind in kinds.items() if getattr(config, name, False)), "none")
 
     def score(
         self,
@@ -208,8 +216,13 @@ class PolicyReferencePair(nn.Module):
         return [name for name, _ in self.named_parameters() if any(part in name for part in kept)]
 
     def save_adapter(self, directory: str | Path) -> None:
-        """Write the policy's adapter in peft's own format (safetensors) for ``PeftModel.from_pretrained``."""
+        """Write the policy's adapter in peft's own format (safetensors) for ``PeftModel.from_pretrained``.
+
+        ``base.json`` beside it says how the base was held, which "auto" in the settings does not.
+        """
         self.policy.save_pretrained(str(directory), selected_adapters=[POLICY], safe_serialization=True)
+        held = {"model": self.settings.model, "revision": self.settings.revision, "quantization": self.quantization}
+        (Path(directory) / "base.json").write_text(json.dumps(held, indent=2) + "\n", encoding="utf-8")
 
     @contextmanager
     def _in_eval_mode(self) -> Iterator[None]:

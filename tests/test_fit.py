@@ -202,7 +202,10 @@ def test_a_run_is_validated_by_its_own_config_and_checkpoint(
     assert main(arguments(tiny, steps=4)) == 0
     before = sorted(place.rglob("*"))
     assert main(["validate", "--config", "run/config.yaml", "--ckpt_path", "run/checkpoints/last.ckpt"]) == 0
-    assert "val/loss" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "val/loss" in out
+    assert "chosen/rejected" in out  # the report of the data
+    assert "Validate metric" not in out  # Lightning's own table
     assert sorted(place.rglob("*")) == before
 
 

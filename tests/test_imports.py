@@ -25,6 +25,10 @@ ALLOWED = {
     "snapshot": FOUNDATION,
     "freshness": FOUNDATION | {"metrics"},
     "monitor": FOUNDATION | {"freshness", "metrics"},
+    "finite": FOUNDATION,
+    "statefile": set(),
+    "randomness": set(),
+    "checkpoint": FOUNDATION | {"statefile"},
     "settings": FOUNDATION,
     "models": FOUNDATION | {"logprobs", "settings"},
     "adapters": FOUNDATION | {"settings"},
@@ -35,7 +39,8 @@ ALLOWED = {
     "pair": FOUNDATION | {"adapters", "cache", "decoding", "generation", "logprobs", "layout", "models", "settings"},
     "checks": FOUNDATION,
     "optimizer": FOUNDATION | {"settings"},
-    "module": FOUNDATION | {"checks", "metrics", "monitor", "models", "optimizer", "pair", "settings", "snapshot"},
+    "module": FOUNDATION
+    | {"checks", "finite", "metrics", "monitor", "models", "optimizer", "pair", "settings", "snapshot"},
     "objectives": FOUNDATION
     | {"baselines", "checks", "metrics", "module", "objectives", "returns", "settings", "snapshot"},
     "data": FOUNDATION | {"data", "specials"},

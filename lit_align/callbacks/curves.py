@@ -39,6 +39,10 @@ class Curves(Callback):
         """Go on from the points of a checkpoint."""
         self.points = state_dict["points"]
 
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Collect what the step at hand logged; the checkpoint holds these very lists."""
+        self._collect_step(trainer)
+
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Collect what the step before logged; modules log at the very end of a step, after the callbacks."""
         self._collect_step(trainer)

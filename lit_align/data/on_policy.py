@@ -50,6 +50,9 @@ class OnPolicyData(CompletionData):
         top_k: Draw from the k most likely tokens, >= 0; 0 from all.
         top_p: Draw from the smallest set of tokens of at least this mass, in (0, 1]; 1 from all.
         max_prompt_length: Most tokens of a prompt, >= 1.
+        max_length: Bound of ``max_prompt_length`` + ``max_new_tokens``, such as the model's context; None for none.
+        batch_size: Bound of the groups of a micro-batch on one rank, which ``minibatch`` and the trainer decide, >= 1;
+            None for none.
 
     Raises:
         DataError: If an argument is out of its range.
@@ -72,10 +75,14 @@ class OnPolicyData(CompletionData):
         top_k: int = 0,
         top_p: float = 1.0,
         max_prompt_length: int = 256,
+        max_length: int | None = None,
+        batch_size: int | None = None,
         **kwargs: Any,
     ) -> None:
         at_least("max_new_tokens", max_new_tokens, 1, "tokens of a completion")
         at_least("max_prompt_length", max_prompt_length, 1, "tokens of a prompt")
+        at_least("max_length", max_length, max_prompt_length + max_new_tokens, "max_prompt_length + max_new_tokens")
+        at_least("batch_size", batch_size, 1, "groups of a micro-batch on one rank")
         super().__init__(
             dataset,
             max_length=max_prompt_length + max_new_tokens,
@@ -95,7 +102,7 @@ class OnPolicyData(CompletionData):
         self.reward, self.select, self.completions = reward, select, completions
         self.buffer, self.minibatch, self.passes = buffer, minibatch, passes
         self.sampling = Sampling(max_new_tokens, temperature, top_k, top_p, self.seed)
-        self.comparing = select != "best"
+        self.comparing, self.most_groups = select != "best", batch_size
 
     def choose(self, example: Example, report: SplitReport) -> Example | None:
         """The prompt alone."""
@@ -155,7 +162,7 @@ class OnPolicyData(CompletionData):
             raise RuntimeError("completions are drawn by the module of a trainer")
         learner: Learner = trainer.lightning_module  # type: ignore[assignment]
         rank, world_size = self._rank()
-        _check_share(self.minibatch, self.completions, world_size, trainer.accumulate_grad_batches)
+        _check_share(self.minibatch, self.completions, world_size, trainer.accumulate_grad_batches, self.most_groups)
         batches = self.train_batches(world_size) // self.passes
         assert self.oracle is not None
         collector = Collector(
@@ -191,11 +198,19 @@ def _check_multiple(name: str, value: int, of: str, unit: int) -> None:
         )
 
 
-def _check_share(minibatch: int, completions: int, world_size: int, accumulate: int) -> None:
+def _check_share(minibatch: int, completions: int, world_size: int, accumulate: int, most: int | None) -> None:
     if (minibatch // completions) % (world_size * accumulate):
         unit = completions * world_size * accumulate
         raise DataError(
             f"data.minibatch={minibatch} completions cannot be cut into {world_size} ranks times {accumulate} "
             f"micro-batches of whole groups of {completions}; make it a multiple of {unit}, for example "
             f"{-(-minibatch // unit) * unit}"
+        )
+    groups = minibatch // (completions * world_size * accumulate)
+    if most is not None and groups > most:
+        enough = accumulate * -(-groups // most)
+        raise DataError(
+            f"data.minibatch={minibatch} makes micro-batches of {groups} groups of {completions} completions, and "
+            f"data.batch_size={most} allows fewer: set trainer.accumulate_grad_batches to {enough} or more, or raise "
+            "data.batch_size"
         )

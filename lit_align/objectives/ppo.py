@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lit_align.baselines import standardized
 from lit_align.batch import CompletionBatch, Loss, Rollout
 from lit_align.metrics import Total
 from lit_align.module import AlignModule
@@ -75,7 +76,7 @@ class PPO(AlignModule):
 
     Args:
         clip: How far a token's probability ratio is rewarded for leaving 1, > 0.
-        value_clip: The same for the critic, in units of the reward, > 0.
+        value_clip: The same for the critic, in units of the (standardized) reward, > 0.
         value_coef: Weight of the critic's loss, >= 0.
         gamma: Discount γ of a token, in [0, 1].
         lam: λ of the advantages, in [0, 1].
@@ -85,6 +86,9 @@ class PPO(AlignModule):
         target_kl: Nats a token from the policy that drew the buffer, > 0: an optimizer step that finds it further
             away is not taken, nor are the steps after it on the same buffer. None takes all.
         critic_warmup_steps: Optimizer steps at the start in which the critic's head alone learns, >= 0.
+        standardize: Whether rewards are standardized over the buffers of all ranks, as every method of arXiv 2404.14367
+            has them: β, the critic's clip and its start at 0 are then in proportion, whatever the reward's scale. Raw
+            rewards far from 0 outrun the clipped critic, and with λ < 1 late tokens are then charged most.
         whiten: Whether advantages are standardized over the tokens of the buffers of all ranks.
         pair: The model and its adapter.
         optim: The optimizer and its schedule.
@@ -110,6 +114,7 @@ class PPO(AlignModule):
         kl_horizon: float = 10000,
         target_kl: float | None = 0.1,
         critic_warmup_steps: int = 0,
+        standardize: bool = True,
         whiten: bool = True,
         pair: PairSettings = PairSettings(),
         optim: OptimSettings = OptimSettings(),
@@ -129,7 +134,7 @@ class PPO(AlignModule):
             check(f"model.{name}", value, 0 <= value <= 1, "in [0, 1]", usual)
         check("model.critic_warmup_steps", critic_warmup_steps, critic_warmup_steps >= 0, "0 or more", "0")
         self.clip, self.value_clip, self.value_coef = clip, value_clip, value_coef
-        self.gamma, self.lam, self.whiten = gamma, lam, whiten
+        self.gamma, self.lam, self.standardize, self.whiten = gamma, lam, standardize, whiten
         self.kl_target, self.kl_horizon = kl_target, kl_horizon
         self.target_kl, self.critic_warmup_steps = target_kl, critic_warmup_steps
         self.register_buffer("kl_coef", torch.tensor(kl_coef, dtype=torch.float64))
@@ -168,7 +173,10 @@ class PPO(AlignModule):
         assert scores.reference_token_logps is not None
         mask = learned(batch)
         logratio = torch.where(mask, scores.token_logps - scores.reference_token_logps, 0)
-        rewards = token_rewards(batch.reward, logratio, mask, self.kl_coef)
+        reward = batch.reward
+        if self.standardize:
+            reward = standardized(reward, batch.present, self.reward_pool(batch))
+        rewards = token_rewards(reward, logratio, mask, self.kl_coef)
         advantage, returns = gae(rewards, scores.values, mask, self.gamma, self.lam)
         self._adapt_kl_coef(logratio.sum(-1)[batch.present])
         self.stopped = torch.zeros_like(self.stopped)

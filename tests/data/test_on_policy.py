@@ -275,6 +275,8 @@ def test_a_buffer_of_other_sizes_is_not_gone_on_with(source: Path, tmp_path: Pat
         ({"temperature": 0.0}, "data.temperature=0.0 must be greater than 0"),
         ({"reward": None}, "data.reward is not set"),
         ({"trainer": {"accumulate_grad_batches": 4}}, "make it a multiple of 8"),
+        ({"batch_size": 1}, "set trainer.accumulate_grad_batches to 2"),
+        ({"max_length": 258}, "data.max_length=258 must be at least 259"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused_with_the_remedy(source: Path, arguments: dict[str, Any], says: str) -> None:

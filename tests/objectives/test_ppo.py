@@ -25,7 +25,14 @@ from tests.objectives.buffers import fresh, padded, train_on
 from tests.objectives.contract import ObjectiveContract, same_start
 from tests.test_pair import plain_logps
 
-PLAIN: dict[str, Any] = {"kl_coef": 0.0, "kl_target": None, "lam": 1.0, "whiten": False, "value_coef": 0.0}
+PLAIN: dict[str, Any] = {
+    "standardize": False,
+    "kl_coef": 0.0,
+    "kl_target": None,
+    "lam": 1.0,
+    "whiten": False,
+    "value_coef": 0.0,
+}
 """No penalty, no critic's loss, Monte Carlo returns as they are."""
 
 
@@ -154,7 +161,7 @@ def test_the_first_minibatch_has_the_gradient_of_reinforce(tmp_path: Path) -> No
 
 def test_a_buffer_is_annotated_by_the_definitions(tmp_path: Path) -> None:
     """γ = λ = 1: a return is the reward less the penalties from there on; the advantage is that less the value."""
-    module = started(tmp_path, kl_coef=0.3, kl_target=2.0, lam=1.0, whiten=False)
+    module = started(tmp_path, standardize=False, kl_coef=0.3, kl_target=2.0, lam=1.0, whiten=False)
     rollout = fresh(4, 3)
     groups = rollout.completions
     found = module.annotate(rollout)
@@ -290,17 +297,30 @@ class Keep(Callback):
             torch.save(state_of(pl_module), self.path)
 
 
+def test_neither_scale_nor_origin_of_the_reward_counts_unless_asked_for(tmp_path: Path) -> None:
+    rollout = fresh(5, 3)
+    groups = rollout.completions
+    assert groups.reward is not None
+    other = rollout._replace(completions=groups._replace(reward=40 * groups.reward - 300))
+    module = started(tmp_path)
+    found = [module.annotate(each).advantage for each in (rollout, other)]
+    torch.testing.assert_close(found[0], found[1], atol=1e-3, rtol=1e-3)
+    module.standardize = False
+    raw = [module.annotate(each).advantage for each in (rollout, other)]
+    assert (raw[0] - raw[1]).abs().max() > 0.1  # type: ignore[operator]
+
+
 def test_two_ranks_train_as_one(tmp_path: Path) -> None:
     """Uneven micro-batches, two buffers: advantages, the penalty and the gradient are those of all ranks."""
     rollout, sizes = fresh(12, 2), [4, 1, 2, 5]
     options = {"kl_target": 0.01, "kl_horizon": 50.0, "target_kl": 1e-4}
     for name, accumulate, ranks in (("one", 2, {}), ("two", 1, {"strategy": "ddp_spawn", "devices": 2})):
-        module = build(tmp_path, **options)
+        module = build(tmp_path, 3e-3, **options)
         train_on(module, rollout, sizes, accumulate, max_epochs=2, callbacks=[Keep(tmp_path / name)], **ranks)
     one, two = torch.load(tmp_path / "one"), torch.load(tmp_path / "two")
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, atol=1e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
-    assert one["kl_coef"] < 0.2 * 0.9
+    assert one["kl_coef"] < 0.2 * 0.995
 
 
 def test_critic_and_penalty_are_in_the_state_and_not_in_the_adapter(tmp_path: Path) -> None:
