@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "lit_align"
-FOUNDATION = {"batch", "errors", "assets"}
+FOUNDATION = {"batch", "errors", "assets", "protocols"}
 ALLOWED = {
     "batch": set(),
+    "protocols": {"batch"},
     "errors": set(),
     "assets": set(),
     "specials": FOUNDATION,
@@ -37,10 +38,12 @@ ALLOWED = {
     "decoding": FOUNDATION,
     "generation": FOUNDATION | {"decoding", "logprobs"},
     "pair": FOUNDATION | {"adapters", "cache", "decoding", "generation", "logprobs", "layout", "models", "settings"},
+    "draws": FOUNDATION | {"pair", "snapshot"},
     "checks": FOUNDATION,
+    "contents": FOUNDATION | {"module"},
     "optimizer": FOUNDATION | {"settings"},
     "module": FOUNDATION
-    | {"checks", "finite", "metrics", "monitor", "models", "optimizer", "pair", "settings", "snapshot"},
+    | {"checks", "contents", "draws", "finite", "metrics", "monitor", "models", "optimizer", "pair", "settings"},
     "objectives": FOUNDATION
     | {"baselines", "checks", "metrics", "module", "objectives", "returns", "settings", "snapshot"},
     "data": FOUNDATION | {"data", "specials"},
