@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,3 +26,11 @@ def shared_data() -> Path:
 def own_port(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lightning leaves the port of its last process group in the environment, and another may hold it by now."""
     monkeypatch.delenv("MASTER_PORT", raising=False)
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind() -> Iterator[None]:
+    """Lightning saves into the current folder where it is not told otherwise."""
+    yield
+    left = [name for name in ("checkpoints", "lightning_logs") if Path(name).exists()]
+    assert not left, f"the test wrote {left} into the current folder"
