@@ -22,6 +22,14 @@ def shared_data() -> Path:
     return Path(folder)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What is kept for later runs stays among the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LIT_ALIGN_CACHE", str(tmp_path_factory.mktemp("caches")))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def own_port(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lightning leaves the port of its last process group in the environment, and another may hold it by now."""

@@ -34,7 +34,8 @@ ALLOWED = {
     "models": FOUNDATION | {"logprobs", "settings"},
     "adapters": FOUNDATION | {"settings"},
     "logp_files": FOUNDATION,
-    "cache": FOUNDATION | {"adapters", "logp_files", "settings"},
+    "caches": set(),
+    "cache": FOUNDATION | {"adapters", "caches", "logp_files", "settings"},
     "decoding": FOUNDATION,
     "generation": FOUNDATION | {"decoding", "logprobs"},
     "pair": FOUNDATION | {"adapters", "cache", "decoding", "generation", "logprobs", "layout", "models", "settings"},
@@ -46,7 +47,7 @@ ALLOWED = {
     | {"checks", "contents", "draws", "finite", "metrics", "monitor", "models", "optimizer", "pair", "settings"},
     "objectives": FOUNDATION
     | {"baselines", "checks", "metrics", "module", "objectives", "returns", "settings", "snapshot"},
-    "data": FOUNDATION | {"data", "specials"},
+    "data": FOUNDATION | {"caches", "data", "specials", "statefile"},
 }
 """What each part may import from the package; a part that is not named, such as the command line, may import all."""
 
