@@ -15,7 +15,7 @@ Log-probabilities are natural logarithms (nats).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -125,7 +125,7 @@ class Loss(NamedTuple):
     """A loss before reduction.
 
     Attributes:
-        value: The loss of each group (B,), or of each token (B, K, L).
+        value: The loss of each group (B,), of each completion (B, K), or of each token (B, K, L).
         weight: What each entry counts, same shape as ``value``; 0 leaves it out.
         implicit_reward: β · log-ratio or the method's own implicit reward, detached, (B, K); None if it has none.
         stats: Scalars to log, name -> (), each already detached.
@@ -138,15 +138,16 @@ class Loss(NamedTuple):
 
 
 class Rollout(NamedTuple):
-    """A fresh buffer after ``annotate``; every per-column field sorts, selects and splits together.
+    """Fresh completions, and what ``annotate`` fixes for them; all per-column fields sort, select and split together.
 
     Attributes:
         completions: The completions and their rewards.
-        old_logps: Token log-probs under the policy that drew them, nats (B, K, L), or None.
+        old_logps: Token log-probs under the distribution that drew them, nats (B, K, L), or None.
         reference_logps: Token log-probs under the reference, nats (B, K, L), or None.
         advantage: (B, K, L) or (B, K, 1), fixed once per buffer, or None.
         old_values: Value estimates when drawn, (B, K, L), or None.
         returns: Targets of the value head, (B, K, L), or None.
+        drawn_at: Optimizer steps taken when the group was drawn, int64 (B,), or None for completions of a dataset.
     """
 
     completions: CompletionBatch
@@ -155,6 +156,60 @@ class Rollout(NamedTuple):
     advantage: Tensor | None = None
     old_values: Tensor | None = None
     returns: Tensor | None = None
+    drawn_at: Tensor | None = None
+
+    def to(self, device: torch.device | str) -> Rollout:
+        """The same rollout on another device."""
+        return Rollout._make(None if field is None else field.to(device) for field in self)
+
+    def rows(self, index: Tensor | slice) -> Rollout:
+        """The groups at some places, (B',)."""
+        rest = [None if field is None else field[index] for field in self[1:]]
+        return Rollout._make([self.completions.rows(index), *rest])
+
+    def take(self, groups: Tensor, columns: Tensor) -> Rollout:
+        """New groups made of columns of these.
+
+        Args:
+            groups: Which group each new one is taken from, int64 (N,).
+            columns: Its columns in order, int64 (N, K'); -1 pads a group of fewer.
+
+        Returns:
+            N groups of K' columns; a padding column is absent and has no tokens.
+        """
+        place, there = (groups[:, None], columns.clamp(min=0)), columns >= 0
+        old = self.completions
+        taken = old.rows(groups)._replace(
+            completion_ids=old.completion_ids[place],
+            completion_mask=old.completion_mask[place] & there[..., None],
+            reward=None if old.reward is None else old.reward[place] * there,
+            present=old.present[place] & there,
+        )
+        per_column = [None if field is None else field[place] for field in self[1:-1]]
+        return Rollout._make([taken, *per_column, None if self.drawn_at is None else self.drawn_at[groups]])
+
+
+class MixedBatch(NamedTuple):
+    """A preference minibatch beside samples of the policy, for SPO.
+
+    Attributes:
+        preference: The pairs.
+        samples: Completions the policy drew at ``samples.drawn_at``, one column each.
+    """
+
+    preference: CompletionBatch
+    samples: Rollout
+
+
+Batch = CompletionBatch | Rollout | MixedBatch
+"""What a loader may hand to a module."""
+
+
+def completions_of(batch: Batch) -> CompletionBatch:
+    """The completions a loss is taken over: a mixed batch's preferences, a rollout's completions."""
+    if isinstance(batch, MixedBatch):
+        return batch.preference
+    return batch.completions if isinstance(batch, Rollout) else batch
 
 
 class Sampling(NamedTuple):
@@ -165,7 +220,7 @@ class Sampling(NamedTuple):
         temperature: Divides the logits, > 0; None draws at the pair's own temperature.
         top_k: Keep the k most likely tokens; 0 keeps all.
         top_p: Keep the smallest set of tokens of at least this mass, in (0, 1]; 1 keeps all.
-        seed: Seed of the draw.
+        seed: Seed of the draw; a completion is a function of it, of its prompt's ``row`` and of its column.
     """
 
     max_new_tokens: int = 64
@@ -184,11 +239,39 @@ class Reward(Protocol):
         ...
 
 
+@runtime_checkable
+class TokenReward(Protocol):
+    """A reward that can read token ids, so that nothing is decoded and encoded again."""
+
+    def on_tokens(self, batch: CompletionBatch, tokenizer: Any) -> Tensor | None:
+        """The reward of each completion, float (B, K), or None where it cannot read this tokenizer's ids."""
+        ...
+
+
+class Learner(Protocol):
+    """What a buffer of fresh completions needs of the module that learns from it."""
+
+    def generate(self, prompts: CompletionBatch, completions: int, sampling: Sampling) -> Rollout:
+        """Draw ``completions`` completions of each prompt from the policy as it is."""
+        ...
+
+    def annotate(self, rollout: Rollout) -> Rollout:
+        """Fix what depends on the whole of a fresh buffer."""
+        ...
+
+    def observe(self, rollout: Rollout, seconds: float) -> None:
+        """Measure a fresh buffer that took some seconds to draw and to judge."""
+        ...
+
+
 class Generator(Protocol):
     """Anything that draws completions of prompts, such as a policy."""
 
     def generate(
         self, prompts: CompletionBatch, completions: int, sampling: Sampling, *, reference: bool = False
-    ) -> CompletionBatch:
-        """Draw ``completions`` completions of each prompt of a batch; its own completions are ignored."""
+    ) -> Rollout:
+        """Draw ``completions`` completions of each prompt of a batch; its own completions are ignored.
+
+        The rollout has ``old_logps``, the log-probs under the distribution the tokens were drawn from.
+        """
         ...

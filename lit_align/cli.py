@@ -37,6 +37,7 @@ TRAINER_DEFAULTS = {
 SEED = 0
 NOISE = (
     ".*does not have many workers.*",
+    ".*Total length of `list` across ranks is zero.*",  # no validation
     ".*smaller than the logging interval.*",
     ".*tensorboardX.*",
     ".*Experiment logs directory .* exists and is not empty.*",  # the run folder, made a moment before

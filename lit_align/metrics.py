@@ -1,7 +1,6 @@
-"""What a run shows: torchmetrics that add up over micro-batches, ranks and resumed runs.
+"""What an optimizer step shows: torchmetrics that add up over micro-batches, ranks and resumed runs.
 
-Every class is updated with (batch, scores, loss), keeps plain sums as persistent states, and computes a dict of named
-values; a name without data is left out.
+Every class keeps plain sums as persistent states and computes a dict of named values; a name without data is left out.
 """
 
 from __future__ import annotations
@@ -61,8 +60,8 @@ class SumMetric(Metric, ABC):
         self.add_state("count", zeros.clone(), dist_reduce_fx="sum", persistent=True)
 
     @abstractmethod
-    def update(self, batch: CompletionBatch, scores: Scores | None, loss: Loss) -> None:
-        """Add one micro-batch."""
+    def update(self, *args: Any, **kwargs: Any) -> None:
+        """Add what was seen; the metrics of ``standard_metrics`` take (batch, scores, loss) of a micro-batch."""
 
     def compute(self) -> dict[str, Tensor]:
         """The mean of each quantity that was seen, name -> ()."""

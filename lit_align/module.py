@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -11,10 +10,11 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
-from lit_align.batch import CompletionBatch, Loss, Rollout, Scores
+from lit_align.batch import Batch, CompletionBatch, Loss, Rollout, Sampling, Scores, completions_of
 from lit_align.checks import check_checkpoint, check_groups, check_precision, check_settings, check_start
-from lit_align.metrics import Throughput, Total, standard_metrics
+from lit_align.metrics import Total
 from lit_align.models import load_tokenizer
+from lit_align.monitor import Monitor
 from lit_align.optimizer import planned_steps, scheduled_adamw
 from lit_align.settings import OptimSettings, PairSettings
 
@@ -29,6 +29,9 @@ SETTINGS = "lit_align"
 
 CHECKED_GROUPS = 64
 """Groups looked at before the model is loaded."""
+
+OBSERVED_GROUPS = 8
+"""Groups of a fresh buffer whose KL and entropy are measured: a small share of the time that drawing it took."""
 
 
 class AlignModule(LightningModule, ABC):
@@ -54,6 +57,9 @@ class AlignModule(LightningModule, ABC):
     compares: ClassVar[bool] = True
     """Whether the loss tells better completions from worse; False imitates all that it is given."""
 
+    rollouts: ClassVar[bool] = False
+    """Whether ``loss`` reads a Rollout, with what ``annotate`` fixed, instead of its completions alone."""
+
     generates: ClassVar[bool] = True
     """Whether what is trained writes text, so that samples of it say something."""
 
@@ -65,24 +71,32 @@ class AlignModule(LightningModule, ABC):
         self.pair_settings = pair
         self.optim_settings = optim
         self.pair: PolicyReferencePair | None = None
-        self.train_metrics = standard_metrics(self.stats).clone(prefix="train/")
-        self.val_metrics = standard_metrics(self.stats).clone(prefix="val/")
-        self.throughput = Throughput()
+        self.monitor = Monitor(self.stats)
         # A metric, not a buffer: data parallelism would overwrite every rank's buffers with those of rank 0.
         self.step_weight = Total()
         self.strict_loading = False
         self._scores: Scores | None = None
         self._tokenizer: PreTrainedTokenizerBase | None = None
-        self._clock = 0.0
         self._stepped = False
 
     @abstractmethod
-    def loss(self, batch: CompletionBatch) -> Loss:
-        """The loss of a micro-batch, one value for each group (or token), not reduced."""
+    def loss(self, batch: Any) -> Loss:
+        """The loss of a micro-batch, one value for each group, completion or token, not reduced.
 
-    def annotate(self, batch: CompletionBatch) -> CompletionBatch | Rollout:
-        """Fix what depends on the whole of a fresh buffer, once, before it is cut into minibatches."""
-        return batch
+        Args:
+            batch: A CompletionBatch; a Rollout where the class sets ``rollouts``; a MixedBatch where the data mixes.
+        """
+
+    def annotate(self, rollout: Rollout) -> Rollout:
+        """Fix what depends on the whole of a fresh buffer, once, before it is cut into minibatches.
+
+        Completions of a dataset pass through here as well, a micro-batch at a time, without ``old_logps``; see
+        ``reward_pool`` for what is then the whole.
+
+        Args:
+            rollout: The buffer of this rank. A group whose reward failed is there with no column present.
+        """
+        return rollout
 
     def adapt(self) -> None:
         """Update adaptive state from the statistics of an optimizer step that has just been taken."""
@@ -123,6 +137,46 @@ class AlignModule(LightningModule, ABC):
         summed = values.detach().clone()
         return summed if trainer is None else trainer.strategy.reduce(summed, reduce_op="sum")
 
+    def reward_pool(self, batch: CompletionBatch) -> Tensor:
+        """All rewards that a reward is to be compared with, over all ranks.
+
+        Args:
+            batch: The fresh buffer of this rank, or a micro-batch of a dataset.
+
+        Returns:
+            The rewards of the buffers of all ranks; for a dataset those of all its training completions, float32 (N,).
+        """
+        assert batch.reward is not None
+        data = getattr(self._trainer, "datamodule", None)
+        pool: Tensor | None = getattr(data, "training_rewards", None)
+        if pool is not None:
+            return pool.to(batch.reward.device)
+        marked = batch.reward.masked_fill(~batch.present, torch.nan)
+        if self._trainer is not None and self._trainer.world_size > 1:
+            marked = self._trainer.strategy.all_gather(marked)
+        return marked[~marked.isnan()]
+
+    def generate(self, prompts: CompletionBatch, completions: int, sampling: Sampling) -> Rollout:
+        """Draw completions of each prompt from the policy as it is; see ``PolicyReferencePair.generate``."""
+        assert self.pair is not None
+        rollout = self.pair.generate(prompts.to(self.device), completions, sampling)
+        taken = 0 if self._trainer is None else self.trainer.global_step
+        return rollout._replace(drawn_at=torch.full_like(rollout.completions.row, taken))
+
+    @torch.no_grad()
+    def observe(self, rollout: Rollout, seconds: float) -> None:
+        """Measure a fresh buffer for the log.
+
+        Args:
+            rollout: Completions and rewards, as they will be annotated.
+            seconds: How long it took to draw and to judge them.
+        """
+        assert self.pair is not None
+        rollout = rollout.to(self.device)
+        some = rollout.completions.rows(slice(0, OBSERVED_GROUPS))
+        ended = self.pair.ended(rollout.completions)
+        self.monitor.fresh(rollout, self.pair.score(some, kl=True, entropy=True), ended, seconds)
+
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The model's tokenizer, loaded at first use; the model itself need not be there."""
@@ -144,8 +198,8 @@ class AlignModule(LightningModule, ABC):
         """
         check_precision(str(self.trainer.precision))
         data = getattr(self.trainer, "datamodule", None)
-        if data is not None and hasattr(data, "prompts"):
-            batch = data.prompts(CHECKED_GROUPS)
+        if data is not None and hasattr(data, "examples"):
+            batch = data.examples(CHECKED_GROUPS)
             check_groups(type(self), data, batch)
             self.check_data(batch)
 
@@ -168,15 +222,15 @@ class AlignModule(LightningModule, ABC):
         total = planned_steps(self.trainer)
         return scheduled_adamw(trained, self.optim_settings, self.pair.base.num_parameters(), total)
 
-    def on_train_batch_start(self, batch: CompletionBatch, batch_idx: int) -> None:
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Start the clock of the throughput."""
-        self._clock = time.perf_counter()
+        self.monitor.start()
 
-    def training_step(self, batch: CompletionBatch, batch_idx: int) -> Tensor:
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The summed loss of a micro-batch; ``on_before_optimizer_step`` divides by the weight of the whole step."""
-        loss = self.loss(batch)
+        loss = self._loss(batch)
         self.step_weight.update(loss.weight)
-        self.train_metrics.update(batch, self._scores, loss)
+        self.monitor.trained(batch, self._scores, loss, self.trainer.global_step)
         return (loss.value * loss.weight).sum()
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -195,30 +249,25 @@ class AlignModule(LightningModule, ABC):
         self._stepped = True
         self.adapt()
 
-    def on_train_batch_end(self, outputs: Any, batch: CompletionBatch, batch_idx: int) -> None:
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Count tokens; at the end of a logging interval report what was seen in it."""
-        tokens = (batch.prompt_mask.sum() + batch.completion_mask.sum()).double()
-        self.throughput.update(tokens, time.perf_counter() - self._clock)
+        self.monitor.count(completions_of(batch))
         if not self._stepped:
             return
         self._stepped = False
         if self.trainer.global_step % self._log_every() == 0:
-            self.log_dict(self.train_metrics.compute(), on_step=True, on_epoch=False)
-            self.log_dict({f"train/{k}": v for k, v in self.throughput.compute().items()}, on_step=True, on_epoch=False)
             rate = self.trainer.optimizers[0].param_groups[0]["lr"]
-            self.log("train/learning_rate", rate, on_step=True, on_epoch=False)
-            self.train_metrics.reset()
-            self.throughput.reset()
+            self.log_dict({**self.monitor.report(), "train/learning_rate": rate}, on_step=True, on_epoch=False)
 
-    def validation_step(self, batch: CompletionBatch, batch_idx: int) -> None:
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Add a micro-batch to the validation metrics."""
-        loss = self.loss(batch)
-        self.val_metrics.update(batch, self._scores, loss)
+        loss = self._loss(batch)
+        self.monitor.validation.update(completions_of(batch), self._scores, loss)
 
     def on_validation_epoch_end(self) -> None:
         """Report the validation metrics over all micro-batches and ranks."""
-        self.log_dict(self.val_metrics.compute(), on_step=False, on_epoch=True)
-        self.val_metrics.reset()
+        self.log_dict(self.monitor.validation.compute(), on_step=False, on_epoch=True)
+        self.monitor.validation.reset()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what training changes: the adapter, adaptive state and metrics, never the base."""
@@ -238,6 +287,13 @@ class AlignModule(LightningModule, ABC):
         """
         check_settings(checkpoint.get(SETTINGS, {}), self._settings())
         check_checkpoint(checkpoint["state_dict"], self.state_dict(keep_vars=True), self._trained_state())
+
+    def _loss(self, batch: Batch) -> Loss:
+        """The loss of what a loader hands out; a dataset is annotated here, as fresh buffers already are."""
+        if self.rollouts and isinstance(batch, CompletionBatch):
+            batch = self.annotate(Rollout(batch))
+        keep = self.rollouts or not isinstance(batch, Rollout)
+        return self.loss(batch if keep else completions_of(batch))
 
     def _settings(self) -> dict[str, Any]:
         """What gives the trained tensors their meaning."""

@@ -12,15 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from lit_align.adapters import POLICY, REFERENCE, active, adapted, factors, free_reference
-from lit_align.batch import CompletionBatch, Perturbed, Sampling, Scores
+from lit_align.batch import CompletionBatch, Perturbed, Rollout, Sampling, Scores
+from lit_align.decoding import decoding, has_cache
+from lit_align.errors import UserError
+from lit_align.generation import draw
 from lit_align.layout import Rows, separate_rows, to_columns, tree_inputs, tree_rows
 from lit_align.logprobs import token_scores
 from lit_align.models import check_head, head_of, load_base, shares_prompts, stop_ids
 from lit_align.settings import PairSettings
 
 log = logging.getLogger(__name__)
-
-GENERATION_ROWS = 64
 
 
 class PolicyReferencePair(nn.Module):
@@ -48,6 +49,7 @@ class PolicyReferencePair(nn.Module):
         self.stop_ids = stop_ids(self.base, eos_token_id)
         self.moving = False
         self.trees = shares_prompts(self.base.config)
+        self.cached = has_cache(self.base)
         if settings.gradient_checkpointing:
             self.base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             self.policy.train()  # transformers checkpoints in train mode only; every dropout is 0
@@ -117,7 +119,7 @@ class PolicyReferencePair(nn.Module):
     @torch.no_grad()
     def generate(
         self, prompts: CompletionBatch, completions: int, sampling: Sampling, *, reference: bool = False
-    ) -> CompletionBatch:
+    ) -> Rollout:
         """Draw completions of each prompt.
 
         Args:
@@ -128,28 +130,23 @@ class PolicyReferencePair(nn.Module):
 
         Returns:
             The same prompts with K = ``completions`` columns of sampled ids, end of sequence included where it came
-            within the budget; no reward.
+            within the budget, no reward; and ``old_logps``, the log-probs under the distribution they were drawn
+            from, temperature and truncation included.
         """
-        trained = self.policy.training
-        self.policy.eval()  # gradient checkpointing would turn the cache off
-        drawn: list[Tensor] = []
-        size = max(1, GENERATION_ROWS // completions)
-        device = prompts.prompt_ids.device
-        cuda = [device] if device.type == "cuda" else []
-        with torch.random.fork_rng(devices=cuda), self.as_reference(reference):
-            torch.manual_seed(sampling.seed)
-            for ids, mask in zip(prompts.prompt_ids.split(size), prompts.prompt_mask.split(size), strict=True):
-                drawn.append(self._draw(ids, mask, completions, sampling))
-        self.policy.train(trained)
-        length = max(part.shape[1] for part in drawn)
-        padded = [nn.functional.pad(part, (0, length - part.shape[1]), value=-1) for part in drawn]
-        ids = torch.cat(padded).view(len(prompts.prompt_ids), completions, length)
-        return prompts._replace(
-            completion_ids=ids.clamp(min=0),
-            completion_mask=ids >= 0,
-            reward=None,
-            present=torch.ones(ids.shape[:2], dtype=torch.bool, device=ids.device),
-        )
+        head = head_of(self.base, sampling.temperature or self.settings.temperature)
+        with self._in_eval_mode(), self.as_reference(reference):
+            drawn = draw(lambda: decoding(self.base, self.cached), head, prompts, completions, sampling, self.stop_ids)
+        if drawn.old_logps is not None and not drawn.old_logps.isfinite().all():
+            raise UserError(
+                f"the logits of {self.settings.model} are not finite, so nothing can be drawn from it: the weights are "
+                "damaged or training diverged; lower model.optim.learning_rate or go back to an earlier checkpoint"
+            )
+        return drawn
+
+    def ended(self, batch: CompletionBatch) -> Tensor:
+        """Whether the last token of each completion ends it, and not the token budget, bool (B, K)."""
+        last = batch.completion_ids.gather(-1, (batch.lengths - 1).clamp(min=0)[..., None])[..., 0]
+        return torch.isin(last, torch.tensor(self.stop_ids, device=last.device)) & (batch.lengths > 0)
 
     def let_reference_move(self, averaged: bool) -> None:
         """Give the reference an adapter of its own, equal to the policy's start, for ``update_reference``.
@@ -197,6 +194,17 @@ class PolicyReferencePair(nn.Module):
         """Write the policy's adapter in peft's own format (safetensors) for ``PeftModel.from_pretrained``."""
         self.policy.save_pretrained(str(directory), selected_adapters=[POLICY], safe_serialization=True)
 
+    @contextmanager
+    def _in_eval_mode(self) -> Iterator[None]:
+        """Gradient checkpointing, which works in train mode only, would turn the cache off."""
+        trained = [part for part in self.policy.modules() if part.training]
+        self.policy.eval()
+        try:
+            yield
+        finally:
+            for part in trained:
+                part.training = True
+
     def _lay_out(self, batch: CompletionBatch) -> tuple[Rows, dict[str, Any]]:
         """The rows of a batch, with shared prompts where that is exact, and the model's inputs for them."""
         if self.trees:
@@ -209,27 +217,3 @@ class PolicyReferencePair(nn.Module):
         """Last hidden states at N flat places of the rows, (N, H)."""
         output = self.base.base_model(**inputs, use_cache=False)
         return output.last_hidden_state.flatten(0, 1)[places]
-
-    def _draw(self, ids: Tensor, mask: Tensor, completions: int, sampling: Sampling) -> Tensor:
-        """Sampled ids of each prompt's completions, -1 after the end of sequence, (B · completions, L)."""
-        from transformers import GenerationConfig
-
-        # Left padding: every prompt ends where its completion begins.
-        order = mask.int().argsort(dim=1, stable=True)
-        output = self.policy.generate(
-            input_ids=ids.gather(1, order),
-            attention_mask=mask.gather(1, order).long(),
-            generation_config=GenerationConfig(
-                do_sample=True,
-                num_return_sequences=completions,
-                max_new_tokens=sampling.max_new_tokens,
-                temperature=sampling.temperature or self.settings.temperature,
-                top_k=sampling.top_k,
-                top_p=sampling.top_p,
-                eos_token_id=self.stop_ids or None,
-                pad_token_id=self.stop_ids[0] if self.stop_ids else 0,
-            ),
-        )
-        new = output[:, ids.shape[1] :]
-        ended = torch.isin(new, torch.tensor(self.stop_ids, device=new.device)).long()
-        return new.masked_fill((ended.cumsum(-1) - ended) > 0, -1)

@@ -55,6 +55,39 @@ class Vader:
         return [float(self._analyzer.polarity_scores(text)["compound"]) for text in completions]
 
 
+class Length:
+    """Rewards of the length tasks of arXiv 2404.14367: shorter is better, or nearer to a given length.
+
+        r(y) = -|y|,   or   r(y) = -| |y| - target |
+
+    |y| counts the policy's own tokens, end of sequence included, so texts alone cannot be judged.
+
+    Args:
+        target: The best length in tokens, >= 1; None wants the shortest.
+
+    Raises:
+        UserError: If ``target`` is below 1.
+    """
+
+    def __init__(self, target: int | None = None) -> None:
+        if target is not None and target < 1:
+            raise UserError(f"target is {target}; it must be 1 or more, or left out to want the shortest")
+        self.target = target
+
+    def on_tokens(self, batch: CompletionBatch, tokenizer: Any) -> Tensor:
+        """The reward of each completion in tokens, float32 (B, K)."""
+        lengths = batch.lengths.float()
+        return -lengths if self.target is None else -(lengths - self.target).abs()
+
+    def __call__(self, prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
+        """Refuse: tokens are not known from texts.
+
+        Raises:
+            UserError: Always.
+        """
+        raise UserError("lit_align.rewards.Length counts tokens, and only texts are known here")
+
+
 class TrainedReward:
     """The reward of a model trained by the objective ``RewardModel``.
 
@@ -87,6 +120,8 @@ class TrainedReward:
         settings = PairSettings(**base, lora=LoraSettings(adapter=str(path)))
         self.tokenizer = load_tokenizer(settings)
         self.device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+        self._judged: PreTrainedTokenizerBase | None = None
+        self._same = False
         self._head = head.to(self.device)
         self._pair = PolicyReferencePair(settings, self.device).requires_grad_(False).eval()
 
@@ -106,10 +141,35 @@ class TrainedReward:
         for start in range(0, len(prompts), self.batch_size):
             part = slice(start, start + self.batch_size)
             batch, column = self._batch(prompts[part], completions[part])
-            hidden = self._pair.final_hidden(batch.to(self.device)).float()
-            found = (hidden @ self._head[0]).cpu()
-            rewards += [(found[at].item() - self.mean) / self.std for at in column]
+            found = self._rewards(batch)
+            rewards += [found[at].item() for at in column]
         return rewards
+
+    @torch.no_grad()
+    def on_tokens(self, batch: CompletionBatch, tokenizer: PreTrainedTokenizerBase) -> Tensor | None:
+        """The reward of each completion, float32 (B, K), from the ids as they are; None for another vocabulary.
+
+        Args:
+            batch: B prompts with K completions each. One that was cut is judged as it is, without an end of sequence.
+            tokenizer: Of its ids.
+        """
+        if not self._reads(tokenizer):
+            return None
+        groups = max(1, self.batch_size // batch.present.shape[1])
+        parts = [batch.rows(slice(i, i + groups)) for i in range(0, len(batch.row), groups)]
+        return torch.cat([self._rewards(part) for part in parts])
+
+    def _rewards(self, batch: CompletionBatch) -> Tensor:
+        hidden = self._pair.final_hidden(batch.to(self.device)).float()
+        return ((hidden @ self._head[0]) - self.mean).div(self.std).cpu()
+
+    def _reads(self, tokenizer: PreTrainedTokenizerBase) -> bool:
+        """Whether ids of a tokenizer mean the same to the model of this reward; looked up once for each tokenizer."""
+        if self._judged is not tokenizer:
+            same = tokenizer.get_vocab() == self.tokenizer.get_vocab()
+            self._same = same and tokenizer.eos_token_id == self.tokenizer.eos_token_id
+            self._judged = tokenizer
+        return self._same
 
     def _batch(
         self, prompts: Sequence[str], completions: Sequence[str]

@@ -210,7 +210,7 @@ def test_validation_reads_the_scores_of_its_own_batch(tmp_path: Path) -> None:
     first, second = random_groups(4, 2), random_groups(2, 2, seed=9)
     for batch in (first, second):
         module.validation_step(batch, 0)
-    found = module.val_metrics.compute()["val/lengths/chosen"].item()
+    found = module.monitor.validation.compute()["val/lengths/chosen"].item()
     assert found == pytest.approx((first.lengths[:, 0].sum() + second.lengths[:, 0].sum()).item() / 6)
 
 

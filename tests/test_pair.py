@@ -269,7 +269,7 @@ def test_samples_are_scored_as_they_were_drawn(family: str, tmp_path: Path) -> N
     """Nearly greedy sampling must follow the scorer's own most likely token at every step."""
     pair = disturbed(PolicyReferencePair(PairSettings(save_tiny(family, tmp_path))))
     prompts = ragged_batch()
-    drawn = pair.generate(prompts, 2, Sampling(max_new_tokens=10, temperature=1e-4))
+    drawn = pair.generate(prompts, 2, Sampling(max_new_tokens=10, temperature=1e-4)).completions
     assert torch.equal(drawn.prompt_ids, prompts.prompt_ids)
     assert torch.equal(drawn.completion_ids[:, 0], drawn.completion_ids[:, 1])
     for b, k in plain_logps(pair.policy, drawn):
@@ -284,7 +284,9 @@ def test_generation_ends_at_the_end_of_sequence_and_is_seeded(tmp_path: Path) ->
     prompts = ragged_batch()
     torch.manual_seed(1)
     state = torch.random.get_rng_state()
-    first, again, other = (pair.generate(prompts, 16, Sampling(24, temperature=3.0, seed=seed)) for seed in (4, 4, 5))
+    first, again, other = (
+        pair.generate(prompts, 16, Sampling(24, temperature=3.0, seed=seed)).completions for seed in (4, 4, 5)
+    )
     assert torch.equal(state, torch.random.get_rng_state())
     assert torch.equal(first.completion_ids, again.completion_ids)
     assert not torch.equal(first.completion_ids[..., :3], other.completion_ids[..., :3])
@@ -299,10 +301,11 @@ def test_generation_ends_at_the_end_of_sequence_and_is_seeded(tmp_path: Path) ->
 def test_the_reference_can_generate(tmp_path: Path) -> None:
     pair = PolicyReferencePair(PairSettings(save_tiny("llama", tmp_path)))
     prompts = ragged_batch()
-    start = pair.generate(prompts, 4, Sampling(8))
+    start = pair.generate(prompts, 4, Sampling(8)).completions
     disturbed(pair)
-    assert torch.equal(pair.generate(prompts, 4, Sampling(8), reference=True).completion_ids, start.completion_ids)
-    assert not torch.equal(pair.generate(prompts, 4, Sampling(8)).completion_ids, start.completion_ids)
+    again = pair.generate(prompts, 4, Sampling(8), reference=True).completions
+    assert torch.equal(again.completion_ids, start.completion_ids)
+    assert not torch.equal(pair.generate(prompts, 4, Sampling(8)).completions.completion_ids, start.completion_ids)
 
 
 def test_what_cannot_be_used_is_refused_with_the_remedy(tmp_path: Path) -> None:
@@ -323,3 +326,17 @@ def test_what_cannot_be_used_is_refused_with_the_remedy(tmp_path: Path) -> None:
         PairSettings(temperature=0)
     with pytest.raises(UserError, match=r"revision"):
         PairSettings(trust_remote_code=True)
+
+
+def test_a_completion_has_ended_if_its_last_token_is_an_end_of_sequence(tmp_path: Path) -> None:
+    pair = PolicyReferencePair(PairSettings(save_tiny("llama", tmp_path)), eos_token_id=5)
+    batch = ragged_batch()
+    ids = batch.completion_ids.masked_fill(batch.completion_ids == 5, 6)
+    last = batch.lengths - 1
+    ids[0, 0, 0] = 5  # in the middle, which no draw gives
+    ids[1, 0, last[1, 0]] = 5
+    ids[2, 2] = 5  # absent
+    expected = torch.zeros(4, 3, dtype=torch.bool)
+    expected[1, 0] = True
+    ended = pair.ended(batch._replace(completion_ids=ids))
+    assert torch.equal(ended, expected)

@@ -7,16 +7,18 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from lit_align.callbacks.progress import logged
 from lit_align.callbacks.run_folder import run_folder
 
 PANELS = {
+    "rollout/reward": "reward of fresh completions",
     "loss": "loss",
     "rewards/margins": "reward margin",
     "rewards/accuracies": "accuracy",
     "beta": "β",
     "kl": "KL to the reference (nats)",
 }
-"""Logged name below ``train/`` and ``val/`` -> title of its panel."""
+"""Logged name below ``train/`` and ``val/``, or of fresh completions -> title of its panel."""
 
 
 class Curves(Callback):
@@ -64,7 +66,7 @@ class Curves(Callback):
 
     def _collect(self, trainer: Trainer, prefix: str) -> None:
         for name in PANELS:
-            value = trainer.callback_metrics.get(prefix + name)
+            value = trainer.callback_metrics.get(logged(prefix, name))
             points = self.points.setdefault(prefix + name, [])
             if value is not None and (not points or points[-1][0] < trainer.global_step):
                 points.append([trainer.global_step, float(value)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,9 +13,14 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
-from lit_align.batch import CompletionBatch, Reward, Sampling
+from lit_align.batch import CompletionBatch, Sampling
+from lit_align.data.judge import RewardFunction, judge, texts_of
+from lit_align.data.rows import DataError
+
+log = logging.getLogger(__name__)
 
 PROMPTS_AT_ONCE = 16
+"""Prompts whose completions are scored together."""
 
 
 @dataclass
@@ -27,8 +33,9 @@ class Draw:
         completions: N lists of K texts.
         tokens: Completion tokens, end of sequence included, int64 (N, K).
         ended: Whether a completion ended by itself, bool (N, K).
+        groups: The token ids themselves.
         kl: KL(policy ‖ reference) summed over each completion's tokens, nats (N, K); None for the reference's own.
-        reward: The oracle's reward, float (N, K), or None without an oracle.
+        reward: The oracle's reward, float (N, K), NaN where it failed; None without an oracle.
     """
 
     step: int
@@ -36,6 +43,7 @@ class Draw:
     completions: list[list[str]]
     tokens: Tensor
     ended: Tensor
+    groups: CompletionBatch
     kl: Tensor | None = None
     reward: Tensor | None = None
 
@@ -55,19 +63,25 @@ class Draw:
                 row = {"step": self.step, "prompt": prompt, "completion": completion}
                 row |= {"tokens": int(self.tokens[i, k]), "ended": bool(self.ended[i, k])}
                 values = {name: getattr(self, name) for name in ("reward", "kl")}
-                yield row | {name: float(value[i, k]) for name, value in values.items() if value is not None}
+                yield row | {name: _number(value[i, k]) for name, value in values.items() if value is not None}
+
+
+def _number(value: Tensor) -> float | None:
+    """JSON has no NaN."""
+    return None if value.isnan() else value.item()
 
 
 def mean_and_error(values: Tensor) -> dict[str, float | None]:
     """Mean over prompts and its standard error, where the completions of one prompt count as one cluster.
 
     Args:
-        values: One value per completion, (N, K).
+        values: One value per completion, (N, K); a prompt with a NaN is left out.
 
     Returns:
         ``mean``, and ``standard_error`` = sd of the N prompt means / sqrt(N); None for a single prompt.
     """
     means = values.double().mean(1)
+    means = means[~means.isnan()]
     error = (means.std() / math.sqrt(len(means))).item() if len(means) > 1 else None
     return {"mean": means.mean().item(), "standard_error": error}
 
@@ -96,43 +110,34 @@ def draw(module: Any, prompts: CompletionBatch, completions: int, sampling: Samp
         sampling: How they are drawn.
         reference: Draw from the reference instead of the policy; its KL to itself is left out.
     """
-    parts: list[tuple[CompletionBatch, Tensor | None]] = []
-    for start in range(0, len(prompts.prompt_ids), PROMPTS_AT_ONCE):
-        some = prompts.rows(slice(start, start + PROMPTS_AT_ONCE))
-        seeded = sampling._replace(seed=sampling.seed + start)
-        batch = module.pair.generate(some, completions, seeded, reference=reference)
-        kl = None if reference else module.pair.score(batch, kl=True).token_kl.sum(-1).cpu()
-        parts.append((batch, kl))
+    drawn = module.pair.generate(prompts, completions, sampling, reference=reference).completions
     tokenizer = module.tokenizer
-    lengths = [batch.lengths for batch, _ in parts]
-    ended = [e.cpu() for e in (_ended(batch, sampling, tokenizer.eos_token_id) for batch, _ in parts)]
-    texts = [_texts(tokenizer, ids, mask) for batch, _ in parts for ids, mask in zip(*batch[2:4], strict=True)]
-    asked = [_texts(tokenizer, batch.prompt_ids, batch.prompt_mask) for batch, _ in parts]
-    kls = [kl for _, kl in parts if kl is not None]
+    asked, given = texts_of(drawn, tokenizer)
     return Draw(
         step=0,
-        prompts=[text for some in asked for text in some],
-        completions=texts,
-        tokens=torch.cat(lengths).cpu(),
-        ended=torch.cat(ended),
-        kl=torch.cat(kls) if kls else None,
+        prompts=asked,
+        completions=given,
+        tokens=drawn.lengths.cpu(),
+        ended=module.pair.ended(drawn).cpu(),
+        groups=drawn,
+        kl=None if reference else _divergence(module, drawn).cpu(),
     )
 
 
-def _texts(tokenizer: Any, ids: Tensor, mask: Tensor) -> list[str]:
-    return [tokenizer.decode(i[m].tolist(), skip_special_tokens=True) for i, m in zip(ids, mask, strict=True)]
+def _divergence(module: Any, drawn: CompletionBatch) -> Tensor:
+    """KL(policy ‖ reference) summed over the tokens of each completion, (N, K), a few prompts at a time."""
+    starts = range(0, len(drawn.row), PROMPTS_AT_ONCE)
+    parts = (drawn.rows(slice(start, start + PROMPTS_AT_ONCE)) for start in starts)
+    return torch.cat([module.pair.score(part, kl=True).token_kl.sum(-1) for part in parts])
 
 
-def _ended(batch: CompletionBatch, sampling: Sampling, eos: int) -> Tensor:
-    """A completion below the token budget ended by itself; one that fills it did if its last token says so."""
-    last = batch.completion_ids.gather(-1, (batch.lengths - 1).clamp(min=0).unsqueeze(-1)).squeeze(-1)
-    return (batch.lengths < sampling.max_new_tokens) | (last == eos)
-
-
-def judged(oracle: Reward | None, drawn: Draw) -> Tensor | None:
-    """The oracle's reward of each completion, (N, K), or None without an oracle."""
+def judged(oracle: RewardFunction | None, drawn: Draw, tokenizer: Any) -> Tensor | None:
+    """The oracle's reward of each completion, (N, K), NaN where it failed; None without an oracle, or where it fails
+    for all, which is said: samples are for the eye, and end no run."""
     if oracle is None:
         return None
-    flat = [text for texts in drawn.completions for text in texts]
-    asked = [p for p, texts in zip(drawn.prompts, drawn.completions, strict=True) for _ in texts]
-    return torch.tensor(list(oracle(asked, flat)), dtype=torch.float64).view(drawn.tokens.shape)
+    try:
+        return judge(oracle, drawn.groups, tokenizer).double()
+    except DataError as error:
+        log.warning("the samples of step %d have no reward: %s", drawn.step, error)
+        return None

@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import RichProgressBar
 from rich.console import Console
 
 SHOWN = {
+    "rollout/reward": ("reward", "{:.3f}"),
     "loss": ("loss", "{:.4f}"),
     "rewards/margins": ("margin", "{:.3f}"),
     "rewards/accuracies": ("accuracy", "{:.2f}"),
@@ -18,7 +19,7 @@ SHOWN = {
     "kl": ("kl", "{:.3g}"),
     "tokens_per_second": ("tokens/s", "{:,.0f}"),
 }
-"""Logged name below ``train/`` or ``val/`` -> what the user reads, and its format."""
+"""Logged name below ``train/`` or ``val/``, or of fresh completions -> what the user reads, and its format."""
 
 
 class Progress(RichProgressBar):
@@ -114,8 +115,13 @@ def shown(metrics: dict[str, Any], prefix: str) -> dict[str, Any]:
         metrics: Logged name -> value.
         prefix: ``train/`` or ``val/``.
     """
-    found = {label: (metrics.get(prefix + name), style) for name, (label, style) in SHOWN.items()}
+    found = {label: (metrics.get(logged(prefix, name)), style) for name, (label, style) in SHOWN.items()}
     return {label: style.format(float(value)) for label, (value, style) in found.items() if value is not None}
+
+
+def logged(prefix: str, name: str) -> str:
+    """The name under which a quantity is logged; those of fresh completions belong to training alone."""
+    return name if prefix == "train/" and name.startswith("rollout/") else prefix + name
 
 
 def _words(values: dict[str, Any]) -> list[str]:

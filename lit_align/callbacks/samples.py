@@ -82,7 +82,7 @@ class SampleTable(Callback):
             batch = data.prompts(self.prompts).to(module.device)
             drawn = draw(module, batch, self.completions, sampling, reference)
         drawn.step = 0 if reference else trainer.global_step
-        drawn.reward = judged(getattr(data, "oracle", None), drawn)
+        drawn.reward = judged(getattr(data, "oracle", None), drawn, module.tokenizer)
         self.summaries.append(drawn.summary())
         folder = run_folder(trainer)
         if folder is not None and trainer.is_global_zero:

@@ -41,3 +41,16 @@ def check_shares(validation_size: int | float, max_dropped: float) -> None:
         )
     if not 0 <= max_dropped <= 1:
         raise DataError(f"data.max_dropped={max_dropped} must be a share from 0 to 1; 1 accepts any loss")
+
+
+def check_sampling(temperature: float | None, top_k: int, top_p: float) -> None:
+    """Refuse settings nothing can be drawn with.
+
+    Raises:
+        DataError: If ``temperature`` is 0 or less, ``top_k`` negative, or ``top_p`` not in (0, 1].
+    """
+    if temperature is not None and temperature <= 0:
+        raise DataError(f"data.temperature={temperature} must be greater than 0; leave it out for the model's own")
+    at_least("top_k", top_k, 0, "0 draws from all tokens")
+    if not 0 < top_p <= 1:
+        raise DataError(f"data.top_p={top_p} must be greater than 0 and at most 1, which draws from all tokens")

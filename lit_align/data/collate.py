@@ -35,10 +35,10 @@ def collate(groups: Sequence[Group], pad_id: int = 0) -> CompletionBatch:
         pad_id: Written where the masks are False; it means nothing, so any token id does.
 
     Returns:
-        B prompts with K completions each, K the largest number in a group; ``present`` is False for columns a group
-        lacks. ``reward`` is None unless every group has rewards, and 0 in absent columns.
+        B prompts with K >= 1 completions each, K the largest number in a group; ``present`` is False for columns a
+        group lacks. ``reward`` is None unless every group has rewards, and 0 in absent columns.
     """
-    columns = max(len(group.completion_ids) for group in groups)
+    columns = max(1, *(len(group.completion_ids) for group in groups))
     empty = torch.empty(0, dtype=torch.int32)
     completions = [
         ids for group in groups for ids in [*group.completion_ids, *[empty] * (columns - len(group.completion_ids))]

@@ -7,17 +7,18 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
 from lit_align.assets import resolve
-from lit_align.batch import CompletionBatch, Reward
+from lit_align.batch import CompletionBatch
 from lit_align.data.arguments import at_least, check_limits, check_shares
 from lit_align.data.collate import Group, collate
 from lit_align.data.formats import Example, Format, read_examples
 from lit_align.data.holdout import distinct_prompts, hold_out, note_shared
+from lit_align.data.judge import RewardFunction
 from lit_align.data.loader import (
     Collate,
     ResumableLoader,
@@ -64,7 +65,7 @@ class CompletionData(LightningDataModule, ABC):
         DataError: If an argument is out of its range.
     """
 
-    comparing: ClassVar[bool] = True
+    comparing: bool = True
     """Whether the completions of a row are compared, so that a row is of use only with two that differ."""
 
     def __init__(
@@ -119,6 +120,10 @@ class CompletionData(LightningDataModule, ABC):
         Returns:
             The example with these completions, best first where that is known; None, counted, where it is of no use.
         """
+
+    def label(self, groups: list[Group], tokenizer: PreTrainedTokenizerBase, report: SplitReport) -> list[Group]:
+        """Tokenized rows with the rewards they are trained by; as they are unless a class says otherwise."""
+        return groups
 
     def split(self, group: Group, report: SplitReport) -> list[Group]:
         """The groups to make of a tokenized row; itself unless a class says otherwise."""
@@ -185,7 +190,8 @@ class CompletionData(LightningDataModule, ABC):
         report = SplitReport(source.name, read=len(source.rows) + len(source.problems))
         examples = read_examples(source, self.columns, report, self.formats, least=2 if self.comparing else 1)
         chosen = [one for example in examples if (one := self.choose(example, report)) is not None]
-        groups = tokenize(chosen, tokenizer, self.limits, report, self.comparing)
+        tokenized = tokenize(chosen, tokenizer, self.limits, report, self.comparing)
+        groups = self.label(tokenized, tokenizer, report)
         report.check(self.max_dropped)
         return [part for group in groups for part in self.split(group, report)], report
 
@@ -234,12 +240,16 @@ class CompletionData(LightningDataModule, ABC):
         self._require_loaded()
         return collate(distinct_prompts(self._validation or self._train, n), self._pad_id)
 
+    def examples(self, n: int) -> CompletionBatch:
+        """Groups as they are learned from, to check before anything is loaded; see ``prompts``."""
+        return self.prompts(n)
+
     def save_report(self, path: str | Path) -> None:
         """Write the data report as JSON."""
         self.report.save(path)
 
     @property
-    def oracle(self) -> Reward | None:
+    def oracle(self) -> RewardFunction | None:
         """The reward that scored the packaged dataset; None for any other."""
         folder = resolve(self.dataset)
         return None if folder == self.dataset else load_oracle(Path(folder))

@@ -31,6 +31,7 @@ IMPLICIT_PAIR = Format(("chosen", "rejected"), parsers.implicit_pair)
 SCORED = Format(("prompt", "completions", "rewards"), parsers.scored)
 LABELLED = Format(("prompt", "completion", "label"), parsers.labelled)
 DEMONSTRATION = Format(("prompt", "completion"), parsers.demonstration)
+PROMPT = Format(("prompt",), parsers.prompt)
 CONVERSATION = Format(("messages",), parsers.conversation)
 PREFERENCES = (PAIR, IMPLICIT_PAIR, SCORED)
 """Kinds of rows with a preference; pairs win where a dataset also has scored completions."""

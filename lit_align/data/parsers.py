@@ -42,6 +42,12 @@ def demonstration(fields: dict[str, Any]) -> Parts:
     return prompt, completions, None
 
 
+def prompt(fields: dict[str, Any]) -> Parts:
+    """prompt alone: text or messages."""
+    text, _ = _explicit(text_of(fields, "prompt"), [])
+    return text, [], None
+
+
 def conversation(fields: dict[str, Any]) -> Parts:
     """messages: the last one of the assistant is the completion, those before it the prompt; any after it go."""
     messages = messages_of(fields, "messages")

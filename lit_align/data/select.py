@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
+
+Select = Literal["ranked", "best_and_worst", "best", "all_pairs"]
+"""Of the completions of a prompt, best first: all; two; one; every better and worse one as a group of two."""
 
 
 def ranked(rewards: Sequence[float]) -> list[int]:

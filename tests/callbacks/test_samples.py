@@ -59,19 +59,11 @@ def test_before_and_after_are_drawn_judged_and_written(tmp_path: Path, capsys: p
     assert "KL(policy || reference) 3.750 ± 1.250 nats" in out
 
 
-def test_the_share_that_ended_counts_a_full_budget_only_with_an_end_of_sequence() -> None:
-    module, prompts = ToyModule(), ToyData().prompts(3)
-    policy = draw(module, prompts, 2, Sampling(max_new_tokens=3), reference=False)
-    assert policy.ended.all()  # lengths 2 and 3: the longer fills the budget, and its last token is the end
-    reference = draw(module, prompts, 2, Sampling(max_new_tokens=2), reference=True)
-    assert reference.ended.tolist() == [[True, False]] * 3  # lengths 1 and 2, without an end
-
-
-def test_many_prompts_are_drawn_in_parts_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_prompts_are_scored_in_parts_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lit_align.callbacks.draws.PROMPTS_AT_ONCE", 3)
     module = ToyModule()
     drawn = draw(module, ToyData().prompts(7), 2, Sampling(), reference=False)
-    assert len(module.pair.calls) == 3
+    assert module.pair.scored == [3, 3, 1]
     assert drawn.prompts == list("abcdefg")
     assert drawn.completions == [[letter, letter * 2] for letter in "abcdefg"]
     assert drawn.kl is not None

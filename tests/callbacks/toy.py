@@ -11,7 +11,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lit_align.batch import CompletionBatch, Sampling, Scores
+from lit_align.batch import CompletionBatch, Rollout, Sampling, Scores
 
 EOS = 0
 LETTERS = "?abcdefghij"
@@ -25,6 +25,9 @@ class ToyTokenizer:
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
         return "".join(LETTERS[i] for i in ids if i != EOS)
 
+    def batch_decode(self, rows: Sequence[Sequence[int]], skip_special_tokens: bool = False) -> list[str]:
+        return [self.decode(ids, skip_special_tokens) for ids in rows]
+
     def save_pretrained(self, directory: str) -> None:
         (Path(directory) / "tokenizer.json").write_text("{}")
 
@@ -36,10 +39,11 @@ class ToyPair(torch.nn.Module):
         super().__init__()
         self.dropout = torch.nn.Dropout(0.5)
         self.calls: list[tuple[bool, bool, bool]] = []
+        self.scored: list[int] = []
 
     def generate(
         self, prompts: CompletionBatch, completions: int, sampling: Sampling, *, reference: bool = False
-    ) -> CompletionBatch:
+    ) -> Rollout:
         torch.rand(3)  # a sampler moves the random state
         self.calls.append((reference, self.training, torch.is_grad_enabled()))
         length = completions + 1
@@ -48,10 +52,14 @@ class ToyPair(torch.nn.Module):
         if not reference:
             ids[:, torch.arange(completions), torch.arange(completions) + 1] = EOS
         mask = kept.expand_as(ids)
-        return prompts._replace(completion_ids=ids, completion_mask=mask, reward=None, present=mask.any(-1))
+        return Rollout(prompts._replace(completion_ids=ids, completion_mask=mask, reward=None, present=mask.any(-1)))
+
+    def ended(self, batch: CompletionBatch) -> torch.Tensor:
+        return (batch.completion_mask & (batch.completion_ids == EOS)).any(-1)
 
     def score(self, batch: CompletionBatch, *, kl: bool = False) -> Scores:
         """A token KL of the first prompt token's number at each token."""
+        self.scored.append(len(batch.row))
         token_kl = batch.prompt_ids[:, :1, None] * batch.completion_mask
         return Scores(torch.zeros_like(token_kl), None, None, token_kl.double(), None, batch.lengths)
 

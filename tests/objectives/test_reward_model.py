@@ -117,7 +117,7 @@ def test_the_metrics_read_the_best_and_the_worst_present_completion(tmp_path: Pa
     groups = groups._replace(present=present, completion_mask=groups.completion_mask & present[..., None])
     rewards = module.rewards(groups).detach()
     module.validation_step(groups, 0)
-    found = module.val_metrics.compute()
+    found = module.monitor.validation.compute()
     margins = [(rewards[b, 0] - rewards[b, last]).item() for b, last in ((0, 2), (1, 1), (2, 2))]
     assert found["val/rewards/margins"].item() == pytest.approx(sum(margins) / 3, rel=1e-4)
     assert found["val/rewards/accuracies"].item() == pytest.approx(sum(margin > 0 for margin in margins) / 3)

@@ -128,8 +128,8 @@ def test_kto_reads_the_mismatched_completions_for_z_and_for_nothing_else(model: 
     weight = torch.tensor([1.5, 0.5, 0.5, 1.5])
     expected = weight * (1 - torch.sigmoid(0.4 * sign * (logratio[:, 0] - z)))
     torch.testing.assert_close(loss.value, expected, atol=1e-5, rtol=1e-5)
-    module.train_metrics.update(batch, module._scores, loss)
-    seen = module.train_metrics.compute()
+    module.monitor.training_steps.update(batch, module._scores, loss)
+    seen = module.monitor.training_steps.compute()
     assert seen["train/logps/chosen"].item() == pytest.approx(module._scores.logps[[0, 3], 0].mean().item())  # type: ignore[union-attr]
     assert seen["train/rewards/margins"].item() == pytest.approx(
         0.4 * (logratio[[0, 3], 0].mean() - logratio[[1, 2], 0].mean()).item(), abs=1e-6
@@ -167,8 +167,8 @@ def test_kto_trains_on_one_sided_batches_and_on_batches_of_one(labels: tuple[flo
         assert loss.stats["z"] == 0
     gradients = [p.grad for p in module.parameters() if p.requires_grad]
     assert all(g is not None and g.isfinite().all() for g in gradients)
-    module.train_metrics.update(collate_unpaired(groups, max_total=64), module._scores, loss)
-    assert all(value.isfinite() for value in module.train_metrics.compute().values())
+    module.monitor.training_steps.update(collate_unpaired(groups, max_total=64), module._scores, loss)
+    assert all(value.isfinite() for value in module.monitor.training_steps.compute().values())
 
 
 @pytest.mark.parametrize("name", ["EXORw", "DPORw", "RRHF", "RewardModel", "SFT"])

@@ -39,7 +39,7 @@ def test_the_smallest_run_counts_right(tool: Any, tmp_path: Path, capsys: pytest
 
 
 def test_padding_is_what_no_token_stands_in(tool: Any, tmp_path: Path) -> None:
-    """A prompt of 4 with completions of 1 and 3: a row of 8 for us; for TRL two rows of 7 with 5 and 7 tokens in them."""
+    """A prompt of 4 with completions of 1 and 3: a row of 8 for us; for TRL two of 7 that hold 5 and 7 tokens."""
     pytest.importorskip("trl")
     import torch
     from benchmarking.experiments import build

@@ -89,15 +89,14 @@ class Policy:
         self.completions = given.completions
 
     def groups(self, examples: Sequence[Example], report: SplitReport, size: int) -> Iterator[list[Group]]:
-        """Groups of ``size`` prompts at a time; every part has a seed of its own."""
+        """Groups of ``size`` prompts at a time."""
         bare = [example._replace(completions=[], rewards=None) for example in examples]
         by_row = {example.row: example for example in bare}
         end = [torch.tensor([self.tokenizer.eos_token_id])]
         prompts = [group._replace(completion_ids=end) for group in tokenize(bare, self.tokenizer, self.limits, report)]
         for start in range(0, len(prompts), size):
             batch = collate(prompts[start : start + size]).to(self.device)
-            seeded = self.sampling._replace(seed=self.sampling.seed + start)
-            drawn = self.pair.generate(batch, self.completions, seeded)
+            drawn = self.pair.generate(batch, self.completions, self.sampling).completions
             yield [
                 self._group(by_row[int(drawn.row[i])], batch.prompt_ids[i][batch.prompt_mask[i]], ids, mask)
                 for i, (ids, mask) in enumerate(zip(drawn.completion_ids, drawn.completion_mask, strict=True))
