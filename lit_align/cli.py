@@ -17,6 +17,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lit_align.callbacks.adapter import SaveAdapter
 from lit_align.callbacks.curves import Curves
+from lit_align.callbacks.memory import MemoryPlan
 from lit_align.callbacks.progress import Progress
 from lit_align.callbacks.run_folder import RunFolder
 from lit_align.callbacks.samples import SampleTable
@@ -144,7 +145,7 @@ class AlignCLI(LightningCLI):
             config["enable_checkpointing"] = any(isinstance(callback, ModelCheckpoint) for callback in users)
             return self._checked_trainer(config | {"callbacks": users + own})
         folder = self._run_folder(default_loggers)
-        own += [self._get(self.config_init, "samples"), Curves(), SaveAdapter()]
+        own += [MemoryPlan(), self._get(self.config_init, "samples"), Curves(), SaveAdapter()]
         if config["enable_checkpointing"] is not False and not any(isinstance(c, ModelCheckpoint) for c in users):
             own.append(last_checkpoint(folder.path))
         return self._checked_trainer(config | {"callbacks": [folder, *users, *own], "default_root_dir": folder.path})

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -145,13 +146,17 @@ def exact_head(head: Head, hidden: Tensor) -> Head:
 def _raw(hidden: Tensor, head: Head) -> Tensor:
     weight, bias = head.weight, head.bias
     exact = torch.float64 if weight.dtype == torch.float64 else torch.float32
-    with torch.autocast(hidden.device.type, enabled=False):
+    with _without_autocast(hidden.device.type):
         if weight.dtype != exact and hidden.is_cuda:
             out = torch.mm(hidden.to(weight.dtype), weight.t(), out_dtype=exact)
             out = out if bias is None else out.add_(bias)
         else:
             out = F.linear(hidden.to(exact), weight.to(exact), None if bias is None else bias.to(exact))
     return out if head.scale == 1.0 else out.mul_(head.scale)
+
+
+def _without_autocast(device: str) -> AbstractContextManager[Any]:
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
 
 class _TokenScores(torch.autograd.Function):
@@ -224,6 +229,6 @@ def _bend(final: Tensor, options: _Options) -> Tensor | None:
 def _to_hidden(slope: Tensor, h: Tensor, head: Head) -> Tensor:
     """From the logits before the soft cap back to the hidden states, (t, H)."""
     factor = head.scale / head.temperature
-    with torch.autocast(h.device.type, enabled=False):
+    with _without_autocast(h.device.type):
         out = slope.to(head.weight.dtype) @ head.weight
     return (out if factor == 1.0 else out * factor).to(h.dtype)
