@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import difflib
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from lit_align import __version__
+from lit_align.commands import COMMANDS, run_command
+from lit_align.quiet import quiet_libraries
 
 SUBCOMMANDS = {
     "fit": "train a policy; writes a run folder with the adapter, metrics, samples and a model card",
     "validate": "score held-out preferences, of the untrained model or of --ckpt_path",
+    **COMMANDS,
 }
 TRACEBACK = "LIT_ALIGN_TRACEBACK"
 INTERRUPTED = 130
-"""Exit code after Ctrl-C, 128 + SIGINT."""
+"""Exit code after Ctrl-C, 128 + SIGINT; after another signal it is 128 + that one, such as 143 after SIGTERM."""
 
 
 def usage() -> str:
@@ -37,6 +41,8 @@ Examples:
   python -m lit_align fit --config {config} --config configs/hardware/gpu_24gb.yaml \\
       --model.pair.model Qwen/Qwen2.5-0.5B-Instruct --data.dataset trl-lib/ultrafeedback_binarized
   python -m lit_align fit --config {config} --print_config     the whole configuration, nothing is run
+  python -m lit_align evaluate runs/OBJECTIVE/TIME --best_of 16
+  python -m lit_align export runs/OBJECTIVE/TIME --out my_adapter
 
 Configs are YAML files under configs/: one for each objective, and overlays for hardware to put on top.
 A later --config, and then the command line, win. Here:
@@ -45,6 +51,7 @@ A later --config, and then the command line, win. Here:
 Help:
   python -m lit_align fit --help                     every option of the trainer and the callbacks
   python -m lit_align fit --model.help OBJECTIVE     the options of an objective
+  python -m lit_align evaluate --help                the options of another subcommand
   python -m lit_align --version
 {TRACEBACK}=1 in the environment shows the traceback of an error.
 """
@@ -57,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments without the program's name; None takes them from ``sys.argv``.
 
     Returns:
-        The exit code: 0, or 2 for what the user can put right.
+        The exit code: 0; 2 for what the user can put right; 128 + the signal's number for a run that a signal ended.
     """
     args = list(sys.argv[1:] if argv is None else argv)
     if not args or args[0] in {"-h", "--help", "help"}:
@@ -68,16 +75,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if args[0] not in SUBCOMMANDS:
         return _complain(_unknown(args[0]))
-    _quiet_libraries()
+    quiet_libraries()
     try:
-        from lit_align.lean import import_lightning
-
-        import_lightning()
-        from lit_align.cli import run
-
-        run(args)
-    except KeyboardInterrupt:
-        return INTERRUPTED
+        if args[0] in COMMANDS:
+            run_command(args[0], args[1:])
+        else:
+            _train(args)
+    except KeyboardInterrupt as end:
+        return 128 + getattr(end, "signal", signal.SIGINT)
     except Exception as error:
         from lit_align.mistakes import for_the_user
 
@@ -88,12 +93,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _quiet_libraries() -> None:
-    """Settings that the libraries read when they are imported; what the user has set stays."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    if not sys.stderr.isatty():
-        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+def _train(args: Sequence[str]) -> None:
+    from lit_align.lean import import_lightning
+
+    import_lightning()
+    from lit_align.cli import run
+
+    run(args)
 
 
 def _unknown(word: str) -> str:

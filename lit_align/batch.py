@@ -83,6 +83,7 @@ class Scores(NamedTuple):
         entropy: Entropy of π_θ at each position's prefix, nats (B, K, L), >= 0; carries gradient.
         lengths: Completion tokens of each column, int64 (B, K).
         token_forward_kl: KL(π_ref ‖ π_θ) at each position's prefix, nats (B, K, L), >= 0, no gradient.
+        values: A critic's value of prompt and completion before each token, (B, K, L); carries gradient.
     """
 
     token_logps: Tensor
@@ -92,6 +93,7 @@ class Scores(NamedTuple):
     entropy: Tensor | None
     lengths: Tensor
     token_forward_kl: Tensor | None = None
+    values: Tensor | None = None
 
     @property
     def logps(self) -> Tensor:

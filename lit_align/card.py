@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -24,6 +25,8 @@ TRAINER_KEYS = (
     "gradient_clip_val",
 )
 """What the card tells of the trainer."""
+UNPUBLISHED = "The base model is `"
+"""Begins the line about a base that is not on the Hub."""
 PACKAGES = ("lit_align", "torch", "lightning", "transformers", "peft", "bitsandbytes")
 
 
@@ -74,10 +77,11 @@ def render_card(facts: CardFacts) -> str:
     metrics = ((name, f"{value:.5g}") for name, value in sorted(facts.metrics.items()))
     parts = [
         f"---\n{front}---",
-        f"# {facts.objective} adapter for {_shown_model(facts.base_model)}",
+        f"# {facts.objective} adapter for {shown_model(facts.base_model)}",
         f"A LoRA adapter trained on preferences with lit_align: {facts.steps}{planned} optimizer steps of "
         f"{facts.objective}.{state}\n\n{facts.summary}".rstrip(),
-        _section("Load it", "```python\n" + "\n".join(_portable_code(facts)) + "\n```"),
+        "" if on_hub(facts.base_model) else _unpublished(facts.base_model),
+        load_section(_portable_code(facts)),
         _section("Samples", _samples(facts.samples)),
         _section("Metrics", _table(("metric", "last value"), metrics)),
         _section("Hyperparameters", _table(("key", "value"), _hyperparameters(facts.config))),
@@ -88,13 +92,47 @@ def render_card(facts: CardFacts) -> str:
 
 
 def front_matter(facts: CardFacts) -> dict[str, Any]:
-    """The metadata of the card; of a local path only the last part is told, and a local dataset stays out."""
-    found: dict[str, Any] = {"base_model": _shown_model(facts.base_model), "library_name": "peft"}
+    """The metadata of the card; the Hub makes links of it, so a base model or a dataset that is not there stays out."""
+    found: dict[str, Any] = {"base_model": facts.base_model} if on_hub(facts.base_model) else {}
+    found["library_name"] = "peft"
     found["pipeline_tag"] = "text-generation" if facts.generates else "text-classification"
     found["tags"] = ["lit_align", "preference-alignment", "lora", facts.objective.lower()]
-    if facts.dataset and _on_hub(facts.dataset):
-        found["datasets"] = [facts.dataset]
+    dataset = (facts.dataset or "").partition(":")[0]
+    if "/" in dataset and on_hub(dataset):
+        found["datasets"] = [dataset]
     return found
+
+
+def exported_card(card: str, base_model: str | None, loading: Sequence[str], merged: str = "") -> str:
+    """The card of a run for what is made of its adapter.
+
+    Args:
+        card: As ``render_card`` wrote it.
+        base_model: The base's name on the Hub; None leaves what the card says.
+        loading: Lines of Python that load the result; none leaves those of the card.
+        merged: What is said of a merged model; "" for an adapter.
+    """
+    _, matter, body = card.split("---\n", 2)
+    front = yaml.safe_load(matter)
+    if base_model is not None:
+        front = {"base_model": base_model} | front | {"base_model": base_model}
+        body = re.sub(rf"^{UNPUBLISHED}.*\n\n", "", body, flags=re.MULTILINE)
+    if merged:
+        front |= {"library_name": "transformers"} | (
+            {"base_model_relation": "finetune"} if "base_model" in front else {}
+        )
+        front["tags"] = [tag for tag in front["tags"] if tag != "lora"]
+        body = body.replace(" adapter for ", " of ", 1).replace("A LoRA adapter trained", f"{merged} It was trained", 1)
+    section = load_section(loading)
+    body = (
+        body if not loading else re.sub(r"## Load it\n\n```python\n.*?\n```", lambda _: section, body, flags=re.DOTALL)
+    )
+    return f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---\n{body}"
+
+
+def load_section(lines: Sequence[str]) -> str:
+    """The section of the card that says how to load what it describes."""
+    return _section("Load it", "```python\n" + "\n".join(lines) + "\n```")
 
 
 def loading_code(model: str, adapter: str, loading: Sequence[str] = ()) -> list[str]:
@@ -135,13 +173,20 @@ def _portable_code(facts: CardFacts) -> list[str]:
     return ["from lit_align.assets import resolve", *lines]
 
 
-def _on_hub(name: str) -> bool:
-    """Whether a name reads as ``owner/name`` and is no path here."""
-    return name.count("/") == 1 and not name.startswith((".", "/", "~")) and not Path(name).exists()
+def on_hub(name: str) -> bool:
+    """Whether a name reads as one on the Hub, and nothing here has that name."""
+    here = resolve(name) != name or Path(name).exists()
+    return not here and re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name) is not None
 
 
-def _shown_model(name: str) -> str:
-    return name if _on_hub(name) else Path(name).name
+def shown_model(name: str) -> str:
+    """A model's name without a path of this machine."""
+    return name if on_hub(name) else Path(name).name
+
+
+def _unpublished(name: str) -> str:
+    kind = "the model that comes with lit_align" if resolve(name) != name else "a local folder"
+    return f"{UNPUBLISHED}{shown_model(name)}`, {kind}. To publish this, set `base_model` to its name on the Hub."
 
 
 def _samples(draws: Sequence[dict[str, Any]]) -> str:

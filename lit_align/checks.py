@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from lit_align.batch import CompletionBatch, Scores
+from lit_align.batch import Batch, MixedBatch, Scores, completions_of
 from lit_align.errors import UserError
 
 
-def check_groups(objective: type[Any], data: Any, batch: CompletionBatch) -> None:
+def check_groups(objective: type[Any], data: Any, batch: Batch) -> None:
     """Refuse data an objective cannot learn from.
 
     Args:
@@ -20,10 +22,22 @@ def check_groups(objective: type[Any], data: Any, batch: CompletionBatch) -> Non
         batch: Some of its groups.
 
     Raises:
-        UserError: If groups have too few or too many completions, no rewards where they are needed, or bad completions
-            among those to imitate.
+        UserError: If groups have too few or too many completions, no rewards where they are needed, bad completions
+            or those of other prompts among the ones to learn from, completions of a dataset where only fresh ones
+            will do, or samples of the policy that are not read.
     """
     name, source, (least, most) = objective.__name__, type(data).__name__, objective.columns
+    if objective.needs_fresh and not getattr(data, "fresh", False):
+        raise UserError(
+            f"{name} learns from completions the policy has just drawn, and {source} gives those of a dataset: use "
+            "--data OnPolicyData, or an objective that can do without, such as DPO"
+        )
+    if isinstance(batch, MixedBatch) and not objective.mixes:
+        raise UserError(
+            f"{name} does not read the samples of the policy that {source} draws beside the pairs: "
+            "use --data PreferenceData"
+        )
+    batch = completions_of(batch)
     counts = batch.present.sum(-1)
     if counts.min() < least or counts.max() > most:
         wanted = f"{least}" if least == most else f"{least} or more"
@@ -38,6 +52,11 @@ def check_groups(objective: type[Any], data: Any, batch: CompletionBatch) -> Non
         raise UserError(
             f"{name} needs a reward for each completion, and the rows of {source} have none: give rows with "
             "`completions` and `rewards` to --data ScoredGroups, or labelled ones to --data UnpairedData"
+        )
+    if most > 1 and getattr(data, "mismatched", False):
+        raise UserError(
+            f"{name} learns from every completion in a batch, and {source} puts that of another prompt beside each: "
+            "use --data ScoredGroups for completions with rewards, or --data Demonstrations for good ones"
         )
     if not objective.compares and getattr(data, "comparing", False):
         raise UserError(
@@ -80,22 +99,43 @@ def check_settings(found: Mapping[str, Any], own: Mapping[str, Any]) -> None:
             )
 
 
-def check_start(scores: Scores, model: str) -> None:
-    """Policy and reference agree to the last bit before the first optimizer step.
+def check_cache(cache: bool | str, precision: str) -> None:
+    """Refuse to keep log-probs that were computed in 16 bits.
+
+    Args:
+        cache: The setting ``reference_cache``.
+        precision: The trainer's.
+
+    Raises:
+        UserError: If the trainer rounds what the model computes.
+    """
+    if cache and precision != "32-true":
+        raise UserError(
+            f"model.pair.reference_cache does not go with trainer.precision={precision}: log-probs then depend on what "
+            "else is in the batch; leave the precision at 32-true, or the cache out"
+        )
+
+
+def check_start(scores: Scores, model: str, tolerance: float = 0.0) -> None:
+    """Policy and reference agree before the first optimizer step.
 
     Args:
         scores: Scores of a batch by both.
         model: The model's name, for the message.
+        tolerance: Largest difference accepted on a token, nats, >= 0: 0 where both score the same batch, and what
+            rounding may do where the reference's log-probs come from the cache.
 
     Raises:
-        UserError: If they differ on any token.
+        UserError: If they differ by more on any token.
     """
     assert scores.reference_token_logps is not None
     gap = (scores.token_logps - scores.reference_token_logps).detach().abs().max()
-    if not gap == 0:
+    if not gap <= tolerance:
+        must = f"may differ by {tolerance:.0e}" if tolerance else "must agree exactly"
+        cached = ", or its reference cache is damaged: delete it" if tolerance else ""
         raise UserError(
-            f"before the first step policy and reference differ by {gap.item():.3g} nats on a token, where they must "
-            f"agree exactly: the reference of {model} is not the model training starts from"
+            f"before the first step policy and reference differ by {gap.item():.3g} nats on a token, where they "
+            f"{must}: the reference of {model} is not the model training starts from{cached}"
         )
 
 
@@ -116,3 +156,32 @@ def check_checkpoint(found: Mapping[str, Tensor], own: Mapping[str, Tensor], tra
             f"the checkpoint does not fit this model: {len(wrong)} of {len(trained)} trained tensors are missing "
             f"or of another shape, the first is {wrong[0]}; use the objective, model and lora settings it was made with"
         )
+
+
+def check_accelerator(name: Any) -> None:
+    """Refuse a GPU that is not there, before anything is loaded.
+
+    Raises:
+        UserError: With what PyTorch sees and the remedies.
+    """
+    if name in {"auto", "gpu", "mps"} and torch.backends.mps.is_available():
+        raise UserError(
+            f"trainer.accelerator={name} would take the Apple GPU, which lacks float64, and metrics and adapted values "
+            "are held in that: use --trainer.accelerator cpu"
+        )
+    if name in {"gpu", "cuda"} and not torch.cuda.is_available():
+        raise UserError(
+            f"trainer.accelerator is {name}, but PyTorch {torch.__version__} sees no GPU. If there is one, check that "
+            "nvidia-smi lists it and that PyTorch was built for CUDA (https://pytorch.org/get-started); otherwise use "
+            "--trainer.accelerator cpu, or put --config configs/hardware/cpu.yaml last"
+        )
+
+
+def check_checkpoint_path(path: str | None) -> None:
+    """Refuse a checkpoint that is not there, before anything is loaded.
+
+    Raises:
+        UserError: With the path.
+    """
+    if path and path not in {"last", "best", "hpc", "registry"} and "://" not in path and not Path(path).is_file():
+        raise UserError(f"ckpt_path={path}: there is no such file; runs keep theirs in RUN_DIR/checkpoints/last.ckpt")

@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
-import logging
 import time
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
+import rich
+from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lit_align.callbacks.adapter import SaveAdapter
+from lit_align.callbacks.checkpoints import Checkpoints
 from lit_align.callbacks.curves import Curves
 from lit_align.callbacks.memory import MemoryPlan
 from lit_align.callbacks.progress import Progress
-from lit_align.callbacks.run_folder import RunFolder
+from lit_align.callbacks.run_folder import RunFolder, run_folder
 from lit_align.callbacks.samples import SampleTable
+from lit_align.callbacks.signals import Signals
+from lit_align.callbacks.validation import validation_table
+from lit_align.checkpoint import LAST, SafeCheckpointIO
+from lit_align.checks import check_accelerator, check_checkpoint_path
 from lit_align.errors import UserError
-from lit_align.mistakes import remember_folder
+from lit_align.mistakes import class_named, remember_folder
 from lit_align.module import AlignModule
+from lit_align.orphans import end_with_parent
 from lit_align.parser import AlignParser, classes_first, own_rules, register
+from lit_align.quiet import quiet_warnings
+from lit_align.resume import RUNS, NothingLeft, Resumption, resumption, spelled_out
 
 TRAINER_DEFAULTS = {
     "accelerator": "auto",
@@ -36,19 +44,6 @@ TRAINER_DEFAULTS = {
     "num_sanity_val_steps": 0,
 }
 SEED = 0
-NOISE = (
-    ".*does not have many workers.*",
-    ".*Total length of `list` across ranks is zero.*",  # no validation
-    ".*smaller than the logging interval.*",
-    ".*tensorboardX.*",
-    ".*Experiment logs directory .* exists and is not empty.*",  # the run folder, made a moment before
-    ".*module\\(s\\) in eval mode at the start of training.*",  # the frozen base is meant to be
-    ".*`is_gradient_checkpointing` is deprecated.*",  # raised and meant for transformers itself
-    ".*sync_dist=True.*when logging on epoch level.*",  # torchmetrics has already added up the ranks
-    ".*callbacks used to create the checkpoint need to be provided.*",
-    ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
-)
-"""Warnings about nothing the user could or should change."""
 
 
 def run(args: Sequence[str]) -> None:
@@ -61,20 +56,15 @@ def run(args: Sequence[str]) -> None:
         UserError: For what the user can put right.
         KeyboardInterrupt: After an orderly end on Ctrl-C.
     """
-    quiet()
+    quiet_warnings()
+    end_with_parent()
     remember_folder()
     register()
-    with own_rules():
-        AlignCLI(args)
-
-
-def quiet() -> None:
-    """Silence tips and hints of the libraries; their real warnings stay."""
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # warns of optional CPU kernels
-    for message in NOISE:
-        warnings.filterwarnings("ignore", message=message)
+    try:
+        with own_rules():
+            AlignCLI(args)
+    except NothingLeft as end:
+        rank_zero_print(str(end))
 
 
 class AlignCLI(LightningCLI):
@@ -113,17 +103,51 @@ class AlignCLI(LightningCLI):
         # ``validate`` writes and samples nothing, but takes the config.yaml of a run as it is.
         text = "Folder for everything the run writes. (default: runs/OBJECTIVE/TIME)"
         parser.add_argument("--run_dir", type=str | None, default=None, help=text)
+        text = "Go on with a run: its folder, or without a value the newest run of the objective, if there is one."
+        parser.add_argument("--resume", type=str | None, default=None, help=text)
         parser.add_lightning_class_args(SampleTable, "samples")
+        parser.add_lightning_class_args(Checkpoints, "checkpoints")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse, and fill in what depends on other settings."""
-        self.config = parser.parse_args(classes_first(args))
+        self.resumption: Resumption | None = None
+        self.config = parser.parse_args(classes_first(spelled_out(args)))
         settings = self.config[self.config.subcommand]
         trainer = settings.trainer
         if trainer.max_epochs is None and trainer.max_steps == -1 and trainer.max_time is None:
             trainer.max_epochs = 1
         check_accelerator(trainer.accelerator)
-        check_checkpoint(settings.ckpt_path)
+        check_checkpoint_path(settings.ckpt_path)
+        if settings.resume and self.config.subcommand == "fit":
+            self._resume(settings)
+
+    def _resume(self, settings: Any) -> None:
+        """Let the settings go on with a run.
+
+        Raises:
+            NothingLeft: If no step of it is left to take.
+        """
+        place = runs_of(settings)
+        self.resumption = found = resumption(settings.resume, settings.run_dir, place, self._dumped(settings))
+        if found is None:
+            rank_zero_print(f"--resume: there is no run in {settings.run_dir or place} yet, so one begins")
+            return
+        if found.done:
+            raise NothingLeft(f"nothing to do for {found.folder}: {found.done}")
+        settings.run_dir = str(found.folder)
+        if found.found is not None:
+            settings.ckpt_path = str(found.found.path)
+        for key, (was, now) in sorted(found.changes.items()):
+            rank_zero_print(f"{key}: {was!r} in the run until now, {now!r} from here on")
+
+    def _dumped(self, settings: Any) -> str:
+        """The settings as YAML that can be given to ``--config`` again, without what belongs to this one start."""
+        saved = settings.clone()
+        saved.run_dir = saved.resume = None
+        if self.resumption is not None:
+            saved.ckpt_path = None
+        text: str = self._parser(self.config.subcommand).dump(saved, skip_unset=False)
+        return text
 
     def _parse_ckpt_path(self) -> None:
         """Leave the model's configuration to the user; Lightning would take it from the checkpoint, without a word."""
@@ -145,12 +169,16 @@ class AlignCLI(LightningCLI):
             config["enable_checkpointing"] = any(isinstance(callback, ModelCheckpoint) for callback in users)
             return self._checked_trainer(config | {"callbacks": users + own})
         folder = self._run_folder(default_loggers)
-        own += [MemoryPlan(), self._get(self.config_init, "samples"), Curves(), SaveAdapter()]
-        if config["enable_checkpointing"] is not False and not any(isinstance(c, ModelCheckpoint) for c in users):
-            own.append(last_checkpoint(folder.path))
+        own += [MemoryPlan(), self._get(self.config_init, "samples"), Curves(), SaveAdapter(), Signals()]
+        if config["enable_checkpointing"] is not False:
+            own.append(self._get(self.config_init, "checkpoints"))
         return self._checked_trainer(config | {"callbacks": [folder, *users, *own], "default_root_dir": folder.path})
 
     def _checked_trainer(self, config: dict[str, Any]) -> Trainer:
+        plugins = config["plugins"] or []
+        plugins = plugins if isinstance(plugins, list) else [plugins]
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            config["plugins"] = [*plugins, SafeCheckpointIO()]
         try:
             return self.trainer_class(**config)
         except (TypeError, ValueError, MisconfigurationException) as error:
@@ -158,20 +186,47 @@ class AlignCLI(LightningCLI):
 
     def _run_folder(self, loggers: bool) -> RunFolder:
         settings = self.config[self.subcommand]
-        saved = settings.clone()
-        saved.run_dir = None  # so that the file can be given to --config again
-        text = self._parser(self.subcommand).dump(saved, skip_unset=False)
-        root = settings.trainer.default_root_dir or "runs"
-        objective = type(self.model).__module__.rsplit(".", 1)[-1]
-        return RunFolder(settings.run_dir or fresh_folder(Path(root) / objective), text, loggers)
+        step = None if self.resumption is None else self.resumption.step
+        return RunFolder(settings.run_dir or fresh_folder(runs_of(settings)), self._dumped(settings), loggers, step)
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        """Lightning's own table of the validation is not printed, see ``after_validate``."""
+        found: dict[str, Any] = super()._prepare_subcommand_kwargs(subcommand)
+        return found | ({"verbose": False} if subcommand == "validate" else {})
+
+    def after_validate(self) -> None:
+        """Print the data report and the metrics."""
+        report = getattr(self.datamodule, "report", None)
+        if report is not None:
+            print(report.render())
+        source = self.config.validate.ckpt_path or "the untrained model"
+        rich.get_console().print(validation_table(self.trainer.callback_metrics, f"validation of {source}"))
 
     def _run_subcommand(self, subcommand: str) -> None:
         try:
             super()._run_subcommand(subcommand)
-        except SystemExit:
-            if self.trainer.interrupted:
-                raise KeyboardInterrupt from None
-            raise
+        except SystemExit as end:
+            if not isinstance(end.__context__, KeyboardInterrupt):
+                raise
+            self._say_how_to_resume()
+            raise end.__context__ from None
+
+    def _say_how_to_resume(self) -> None:
+        folder = run_folder(self.trainer)
+        if folder is not None and (folder / "checkpoints" / LAST).exists():
+            rank_zero_print(f"go on with it by\n  python -m lit_align fit --resume {folder}")
+
+
+def runs_of(settings: Any) -> Path:
+    """The folder of all runs of the objective that is set."""
+    root = Path(settings.trainer.default_root_dir or RUNS)
+    return root / class_named(settings.model.class_path).__module__.rsplit(".", 1)[-1]
+
+
+@rank_zero_only
+def rank_zero_print(text: str) -> None:
+    """Print, on one rank of several."""
+    print(text, flush=True)
 
 
 def fresh_folder(place: Path) -> Path:
@@ -179,39 +234,3 @@ def fresh_folder(place: Path) -> Path:
     stamp = time.strftime("%Y%m%d-%H%M%S")
     names = (stamp if i == 1 else f"{stamp}-{i}" for i in range(1, 1000))
     return next(place / name for name in names if not (place / name).exists())
-
-
-def last_checkpoint(folder: Path) -> ModelCheckpoint:
-    """Keep the newest state, at the end of each epoch, in ``checkpoints/last.ckpt``."""
-    return ModelCheckpoint(
-        folder / "checkpoints", filename="last", save_on_train_epoch_end=True, enable_version_counter=False
-    )
-
-
-def check_accelerator(name: Any) -> None:
-    """Refuse a GPU that is not there, before anything is loaded.
-
-    Raises:
-        UserError: With what PyTorch sees and the remedies.
-    """
-    if name in {"auto", "gpu", "mps"} and torch.backends.mps.is_available():
-        raise UserError(
-            f"trainer.accelerator={name} would take the Apple GPU, which lacks float64, and metrics and adapted values "
-            "are held in that: use --trainer.accelerator cpu"
-        )
-    if name in {"gpu", "cuda"} and not torch.cuda.is_available():
-        raise UserError(
-            f"trainer.accelerator is {name}, but PyTorch {torch.__version__} sees no GPU. If there is one, check that "
-            "nvidia-smi lists it and that PyTorch was built for CUDA (https://pytorch.org/get-started); otherwise use "
-            "--trainer.accelerator cpu, or put --config configs/hardware/cpu.yaml last"
-        )
-
-
-def check_checkpoint(path: str | None) -> None:
-    """Refuse a checkpoint that is not there, before anything is loaded.
-
-    Raises:
-        UserError: With the path.
-    """
-    if path and path not in {"last", "best", "hpc", "registry"} and "://" not in path and not Path(path).is_file():
-        raise UserError(f"ckpt_path={path}: there is no such file; runs keep theirs in RUN_DIR/checkpoints/last.ckpt")

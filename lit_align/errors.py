@@ -8,3 +8,15 @@ class UserError(ValueError):
 
     The command line prints it without a traceback and exits with code 2.
     """
+
+
+class Stopped(KeyboardInterrupt):
+    """A run ended on a signal, in order: its state is in the newest checkpoint.
+
+    Args:
+        signal: The signal's number; the exit code is 128 more.
+    """
+
+    def __init__(self, signal: int) -> None:
+        super().__init__(signal)
+        self.signal = signal

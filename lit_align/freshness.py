@@ -12,7 +12,7 @@ from lit_align.metrics import SumMetric
 
 
 class FreshCompletions(SumMetric):
-    """Completions as they were drawn and judged.
+    """Completions as they were drawn and, where there is a reward, judged.
 
     Names: ``reward`` and ``reward_std`` over completions; ``reward_missing``, the share of groups whose reward failed;
     ``length`` in tokens; ``ended``, the share that ended before the budget or with it; ``kl``, KL(π_θ ‖ π_ref) in nats
@@ -37,7 +37,7 @@ class FreshCompletions(SumMetric):
         if batch.reward is not None:
             self._add("reward", batch.reward[there])
             self._add("squared_reward", batch.reward[there].double().square())
-        self._add("reward_missing", (~there.any(-1)).float())
+            self._add("reward_missing", (~there.any(-1)).float())
         self._add("length", batch.lengths.float())
         self._add("ended", ended.float())
         tokens = torch.tensor(seconds, dtype=torch.float64, device=batch.row.device)

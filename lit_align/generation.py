@@ -15,8 +15,9 @@ from lit_align.batch import CompletionBatch, Rollout, Sampling
 from lit_align.decoding import Decoding
 from lit_align.logprobs import Head, exact_head, logits
 
-ROWS = 64
-"""Completions that grow at once, which bounds the cache of keys and values."""
+ROWS = 128
+"""Completions that grow at once, which bounds the cache of keys and values. On the model that comes along 128 give a
+quarter more tokens a second than 64, since a batch of which most have ended is read at a poor rate."""
 
 
 def draw(

@@ -28,6 +28,9 @@ KINDS = BASES | {
 }
 """The class that each key accepts."""
 
+SAME_PLACE, ELSEWHERE = 0.6, 0.8
+"""From which likeness on one word may be meant by another, beside it and further away."""
+
 
 def for_the_user(error: BaseException) -> str | None:
     """The message of an error that the user can put right, or None for a defect that needs its traceback.
@@ -35,11 +38,11 @@ def for_the_user(error: BaseException) -> str | None:
     Besides ``UserError`` these are refusals by Lightning (its own misconfiguration exception), a full GPU, and value
     and file errors raised by this package itself, not by a library it calls.
     """
+    if (own := user_error_in(error)) is not None:
+        return str(own)
     import torch
     from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-    if (own := user_error_in(error)) is not None:
-        return str(own)
     if isinstance(error, MisconfigurationException):
         return str(error)
     if isinstance(error, torch.OutOfMemoryError):
@@ -75,6 +78,8 @@ def explain(message: str, args: Sequence[str], parser_keys: Iterable[str]) -> st
     place = [key for key in re.findall(r'Parser key "([\w.]+)"', message) if key != "config"]
     chosen = re.search(r"given class_path '([\w.]+)'", message)
     root = place[0] if place else ""
+    if place[-1:] == ["reward"]:
+        return _reward(message)
     if option := _unknown_key(message):
         key = ".".join([*place, option]) if root in BASES else option
         return _unknown_option(key, chosen[1] if chosen else "", args, parser_keys)
@@ -110,11 +115,32 @@ def _unknown_option(key: str, class_path: str, args: Sequence[str], parser_keys:
     known = [name for name in parser_keys if name.split(".")[0] not in BASES] + list(BASES)
     root = key.split(".")[0]
     if root in BASES and class_path:
-        known = [f"{root}.{name}" for name in ("class_path", "init_args", *argument_names(_import(class_path)))]
+        known = [f"{root}.{name}" for name in ("class_path", "init_args", *argument_names(class_named(class_path)))]
     owner = f" of {class_path.rsplit('.', 1)[-1]}" if class_path else ""
     branches = {name.rsplit(".", i)[0] for name in known for i in range(1, name.count(".") + 1)}
-    hint = _nearest(key, [*known, *branches], "see --help, or the options of a class by --model.help NAME" + "|")
+    alike = [name for name in (*known, *branches) if _alike(name, key)]
+    hint = _nearest(key, alike, "see --help, or the options of a class by --model.help NAME" + "|")
     return f"{_where(key, args)} is no option{owner}; {hint}"
+
+
+def _alike(name: str, key: str) -> bool:
+    """Whether the last parts of two dotted names are alike; under another beginning they must be more so."""
+    (first, last), (other, word) = (one.lower().rpartition(".")[::2] for one in (name, key))
+    likeness = difflib.SequenceMatcher(None, last, word).ratio()
+    return likeness > (SAME_PLACE if first == other else ELSEWHERE)
+
+
+def _reward(message: str) -> str:
+    """What was given as a reward, and what may be."""
+    given = re.search(r"Given value: ((?!NestedArg)[\w.]+)", message)
+    cause = re.search(r"(No module named .*|module '.*' has no attribute '.*')", message)
+    said = f" ({cause[1].strip()})" if cause else ""
+    name = repr(given[1]) if given else "this"
+    return (
+        f"--data.reward: {name} names no reward{said}; give the dotted name of a function "
+        "from prompts and completions to numbers, such as my_rewards.score, or of a class with its arguments: "
+        "lit_align.rewards.TrainedReward, lit_align.rewards.Length or lit_align.rewards.Vader"
+    )
 
 
 def _nearest(word: str, known: Sequence[str], otherwise: str) -> str:
@@ -178,7 +204,7 @@ def _shortened(message: str, lines: int = 6) -> str:
 
 def class_names(key: str) -> list[str]:
     """Names of the classes that can be given for one of ``KINDS``, those of this package first."""
-    base: type = _import(KINDS[key])
+    base: type = class_named(KINDS[key])
     found = {cls.__name__: cls.__module__ for cls in subclasses(base)}
     names = [name for name, module in found.items() if key not in BASES or not module.startswith("lightning.")]
     return sorted(names, key=lambda name: (not found[name].startswith("lit_align."), name))
@@ -206,7 +232,8 @@ def argument_names(cls: type, prefix: str = "") -> Iterator[str]:
                 yield from argument_names(option, f"{prefix}{name}.")
 
 
-def _import(path: str) -> Any:
+def class_named(path: str) -> Any:
+    """What a dotted path names."""
     module, name = path.rsplit(".", 1)
     return getattr(importlib.import_module(module), name)
 

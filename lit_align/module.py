@@ -2,27 +2,41 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule
 from torch import Tensor
 
 from lit_align.batch import Batch, CompletionBatch, Loss, Rollout, Sampling, Scores, completions_of
-from lit_align.checks import check_checkpoint, check_groups, check_precision, check_settings, check_start
+from lit_align.checks import (
+    check_cache,
+    check_checkpoint,
+    check_groups,
+    check_precision,
+    check_settings,
+    check_start,
+)
+from lit_align.finite import FiniteSteps
 from lit_align.metrics import Total
 from lit_align.models import load_tokenizer
-from lit_align.monitor import Monitor
+from lit_align.monitor import AfterBatch, Monitor, write_row
 from lit_align.optimizer import planned_steps, scheduled_adamw
 from lit_align.settings import OptimSettings, PairSettings
+from lit_align.snapshot import snapshot
 
 if TYPE_CHECKING:
     from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
     from transformers import PreTrainedTokenizerBase
 
     from lit_align.pair import PolicyReferencePair
+
+log = logging.getLogger(__name__)
 
 SETTINGS = "lit_align"
 """Key of a checkpoint under which the settings stand that its tensors depend on."""
@@ -32,6 +46,10 @@ CHECKED_GROUPS = 64
 
 OBSERVED_GROUPS = 8
 """Groups of a fresh buffer whose KL and entropy are measured: a small share of the time that drawing it took."""
+
+
+CACHED_GAP = 1e-4
+"""Nats a token by which log-probs kept from another batch may differ: ten times what rounding does in float32."""
 
 
 class AlignModule(LightningModule, ABC):
@@ -60,6 +78,12 @@ class AlignModule(LightningModule, ABC):
     rollouts: ClassVar[bool] = False
     """Whether ``loss`` reads a Rollout, with what ``annotate`` fixed, instead of its completions alone."""
 
+    mixes: ClassVar[bool] = False
+    """Whether ``loss`` can read a MixedBatch, samples of the policy beside the completions."""
+
+    needs_fresh: ClassVar[bool] = False
+    """Whether only completions that the policy itself has just drawn will do."""
+
     generates: ClassVar[bool] = True
     """Whether what is trained writes text, so that samples of it say something."""
 
@@ -74,10 +98,13 @@ class AlignModule(LightningModule, ABC):
         self.monitor = Monitor(self.stats)
         # A metric, not a buffer: data parallelism would overwrite every rank's buffers with those of rank 0.
         self.step_weight = Total()
+        self._finite = FiniteSteps()
         self.strict_loading = False
         self._scores: Scores | None = None
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self._stepped = False
+        self._size = 0
+        self._recurring = False
 
     @abstractmethod
     def loss(self, batch: Any) -> Loss:
@@ -106,22 +133,35 @@ class AlignModule(LightningModule, ABC):
         assert self.pair is not None
         self.pair.save_adapter(directory)
 
-    def score(self, batch: CompletionBatch, *, reference: bool = True, epsilon: float | None = None) -> Scores:
+    def score(
+        self,
+        batch: CompletionBatch,
+        *,
+        reference: bool = True,
+        epsilon: float | None = None,
+        value_head: Callable[[Tensor], Tensor] | None = None,
+    ) -> Scores:
         """Score a batch for the loss, and keep the scores for the metrics.
 
         Args:
             batch: The completions.
             reference: Whether the objective needs the reference.
             epsilon: Perturbation of ε-DPO's mixtures, or None.
+            value_head: A critic on the policy's last hidden states, or None; see ``PolicyReferencePair.score``.
 
         Raises:
             UserError: If policy and reference differ before the first optimizer step.
         """
         assert self.pair is not None
-        scores = self.pair.score(batch, reference=reference, epsilon=epsilon, kl=reference and self._shows_kl())
+        kl = reference and self._shows_kl()
+        trainer = self._trainer
+        recurring = self._recurring and trainer is not None and trainer.training
+        scores = self.pair.score(
+            batch, reference=reference, epsilon=epsilon, kl=kl, value_head=value_head, recurring=recurring
+        )
         self._scores = scores
         if reference and self.training_starts:
-            check_start(scores, self.pair_settings.model)
+            check_start(scores, self.pair_settings.model, CACHED_GAP if self.pair.known else 0.0)
         return scores
 
     def over_ranks(self, values: Tensor) -> Tensor:
@@ -157,9 +197,18 @@ class AlignModule(LightningModule, ABC):
         return marked[~marked.isnan()]
 
     def generate(self, prompts: CompletionBatch, completions: int, sampling: Sampling) -> Rollout:
-        """Draw completions of each prompt from the policy as it is; see ``PolicyReferencePair.generate``."""
+        """Draw completions of each prompt from the policy as it is; see ``PolicyReferencePair.generate``.
+
+        ``old_logps`` are log π_θ: those of the draw, or the scorer's where the draw is truncated or at another
+        temperature than the policy's.
+        """
         assert self.pair is not None
         rollout = self.pair.generate(prompts.to(self.device), completions, sampling)
+        own = self.pair_settings.temperature
+        if sampling.top_k or sampling.top_p < 1 or (sampling.temperature or own) != own:
+            log.info("draws are truncated or at another temperature: log-probs of the policy come from the scorer")
+            scores = snapshot(functools.partial(self.pair.score, reference=False), rollout.completions)
+            rollout = rollout._replace(old_logps=scores.token_logps)
         taken = 0 if self._trainer is None else self.trainer.global_step
         return rollout._replace(drawn_at=torch.full_like(rollout.completions.row, taken))
 
@@ -197,13 +246,14 @@ class AlignModule(LightningModule, ABC):
             UserError: If groups have too few or too many completions, or no rewards where they are needed.
         """
         check_precision(str(self.trainer.precision))
+        check_cache(self.pair_settings.reference_cache, str(self.trainer.precision))
         data = getattr(self.trainer, "datamodule", None)
         if data is not None and hasattr(data, "examples"):
             batch = data.examples(CHECKED_GROUPS)
             check_groups(type(self), data, batch)
             self.check_data(batch)
 
-    def check_data(self, batch: CompletionBatch) -> None:
+    def check_data(self, batch: Any) -> None:
         """Refuse, with a UserError, groups this objective cannot learn from; called before the model loads."""
 
     def configure_model(self) -> None:
@@ -214,24 +264,30 @@ class AlignModule(LightningModule, ABC):
             device = self.trainer.strategy.root_device if self._trainer is not None else torch.device("cpu")
             eos = None if self._tokenizer is None else self._tokenizer.eos_token_id  # the data has loaded it
             self.pair = PolicyReferencePair(self.pair_settings, device, eos)
+            self._size = self.pair.base.num_parameters()
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW on what is trained, and a schedule over the planned number of optimizer steps."""
         assert self.pair is not None
         trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
         total = planned_steps(self.trainer)
-        return scheduled_adamw(trained, self.optim_settings, self.pair.base.num_parameters(), total)
+        return scheduled_adamw(trained, self.optim_settings, self._size, total)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Start the clock of the throughput."""
-        self.monitor.start()
+        assert self.pair is not None
+        self.monitor.start(self.pair.cells)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The summed loss of a micro-batch; ``on_before_optimizer_step`` divides by the weight of the whole step."""
+        if self._finite.step_begins:
+            self.monitor.mark()
         loss = self._loss(batch)
         self.step_weight.update(loss.weight)
         self.monitor.trained(batch, self._scores, loss, self.trainer.global_step)
-        return (loss.value * loss.weight).sum()
+        total = (loss.value * loss.weight).sum()
+        self._finite.saw(completions_of(batch).row, total)
+        return total
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Turn the summed gradient into the mean over the weight of all micro-batches and ranks of this step."""
@@ -242,22 +298,35 @@ class AlignModule(LightningModule, ABC):
         for parameter in self.parameters():
             if parameter.grad is not None:
                 parameter.grad.mul_(factor.to(parameter.grad.dtype))
+        self._finite.check(self)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Take the step, then let the objective adapt."""
+        """Take the step, then let the objective adapt; a step that was skipped leaves no trace but its count."""
         super().optimizer_step(*args, **kwargs)
         self._stepped = True
-        self.adapt()
+        if not self._finite.skipped:
+            self.adapt()
+            return
+        self.monitor.rewind()
+        for part in self.modules():
+            if isinstance(part, Total):
+                part.reset()
 
-    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+    def configure_callbacks(self) -> list[Callback]:
+        """What comes between a step and its checkpoint; the module's own hooks would come after it."""
+        return [self._finite, AfterBatch()]
+
+    def after_batch(self, batch: Batch) -> None:
         """Count tokens; at the end of a logging interval report what was seen in it."""
-        self.monitor.count(completions_of(batch))
+        assert self.pair is not None
+        self.monitor.count(batch, self.pair.cells)
         if not self._stepped:
             return
         self._stepped = False
         if self.trainer.global_step % self._log_every() == 0:
             rate = self.trainer.optimizers[0].param_groups[0]["lr"]
-            self.log_dict({**self.monitor.report(), "train/learning_rate": rate}, on_step=True, on_epoch=False)
+            skipped = {"train/skipped_steps": float(self._finite.total)} if self._finite.total else {}
+            write_row(self, {**self.monitor.report(), "train/learning_rate": rate, **skipped})
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Add a micro-batch to the validation metrics."""
@@ -290,6 +359,7 @@ class AlignModule(LightningModule, ABC):
 
     def _loss(self, batch: Batch) -> Loss:
         """The loss of what a loader hands out; a dataset is annotated here, as fresh buffers already are."""
+        self._recurring = isinstance(batch, CompletionBatch)
         if self.rollouts and isinstance(batch, CompletionBatch):
             batch = self.annotate(Rollout(batch))
         keep = self.rollouts or not isinstance(batch, Rollout)

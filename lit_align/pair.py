@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from lit_align.adapters import POLICY, REFERENCE, active, adapted, factors, free_reference
 from lit_align.batch import CompletionBatch, Perturbed, Rollout, Sampling, Scores
+from lit_align.cache import ReferenceCache
 from lit_align.decoding import decoding, has_cache
 from lit_align.errors import UserError
 from lit_align.generation import draw
@@ -48,8 +50,10 @@ class PolicyReferencePair(nn.Module):
             check_head(self.base)
         self.stop_ids = stop_ids(self.base, eos_token_id)
         self.moving = False
+        self.cells = torch.zeros(2, dtype=torch.int64)  # of all passes so far: without a token, and all
         self.trees = shares_prompts(self.base.config)
         self.cached = has_cache(self.base)
+        self.known = ReferenceCache(settings, self.policy) if settings.reference_cache else None
         if settings.gradient_checkpointing:
             self.base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             self.policy.train()  # transformers checkpoints in train mode only; every dropout is 0
@@ -59,6 +63,13 @@ class PolicyReferencePair(nn.Module):
         """The causal language model under the adapter."""
         return self.policy.get_base_model()
 
+    @property
+    def quantization(self) -> str:
+        """How the base is held: none, nf4 or int8."""
+        config = getattr(self.base.config, "quantization_config", None)
+        kinds = {"load_in_4bit": "nf4", "load_in_8bit": "int8"}
+        return next((kind for name, kind in kinds.items() if getattr(config, name, False)), "none")
+
     def score(
         self,
         batch: CompletionBatch,
@@ -67,6 +78,8 @@ class PolicyReferencePair(nn.Module):
         epsilon: float | None = None,
         kl: bool = False,
         entropy: bool = False,
+        value_head: Callable[[Tensor], Tensor] | None = None,
+        recurring: bool = False,
     ) -> Scores:
         """Log-probs of every completion token under both models, in one pass over each.
 
@@ -76,17 +89,24 @@ class PolicyReferencePair(nn.Module):
             epsilon: Perturbation ε >= 0 of ε-DPO's two mixtures; None leaves them out.
             kl: Whether to compute the full-vocabulary token KL, KL(π_θ ‖ π_ref) and KL(π_ref ‖ π_θ).
             entropy: Whether to compute the policy's token entropy.
+            value_head: From the policy's last hidden states (T, H) to a value each (T,), of what stands before each
+                completion token; None leaves values out.
+            recurring: Whether these completions will be scored again, in this run or another. What the reference says
+                of them then goes to the cache, if there is one, and comes from there where its log-probs are enough.
 
         Returns:
-            The scores. Gradient flows from ``token_logps``, ``token_kl`` and ``entropy`` to the adapter.
+            The scores. Gradient flows from ``token_logps``, ``token_kl``, ``entropy`` and ``values`` to the adapter.
         """
         rows, inputs = self._lay_out(batch)
+        cache = self.known if reference and recurring and not self.moving else None
+        known = None if cache is None or kl or epsilon is not None else cache.look_up(batch)
         reference_hidden = None
-        if reference:
+        if reference and known is None:
             with torch.no_grad(), self.as_reference():
                 reference_hidden = self._hidden(inputs, rows.predictor)
+        hidden = self._hidden(inputs, rows.predictor)
         found = token_scores(
-            self._hidden(inputs, rows.predictor),
+            hidden,
             batch.completion_ids[batch.completion_mask],
             head_of(self.base, self.settings.temperature),
             reference_hidden=reference_hidden,
@@ -94,11 +114,16 @@ class PolicyReferencePair(nn.Module):
             kl=kl and reference,
             entropy=entropy,
         )
+        if known is not None:
+            found = found._replace(reference_logps=known)
+        elif cache is not None and found.reference_logps is not None:
+            cache.add(batch, found.reference_logps)
         columns = [None if values is None else to_columns(values, batch) for values in found]
         logps, reference_logps, outward, inward, token_kl, token_entropy, forward_kl = columns
         assert logps is not None
         perturbed = None if outward is None or inward is None else Perturbed(outward, inward)
-        return Scores(logps, reference_logps, perturbed, token_kl, token_entropy, batch.lengths, forward_kl)
+        values = None if value_head is None else to_columns(value_head(hidden), batch)
+        return Scores(logps, reference_logps, perturbed, token_kl, token_entropy, batch.lengths, forward_kl, values)
 
     def final_hidden(self, batch: CompletionBatch) -> Tensor:
         """The policy's last hidden state at the last token of each completion, end of sequence included.
@@ -191,8 +216,13 @@ class PolicyReferencePair(nn.Module):
         return [name for name, _ in self.named_parameters() if any(part in name for part in kept)]
 
     def save_adapter(self, directory: str | Path) -> None:
-        """Write the policy's adapter in peft's own format (safetensors) for ``PeftModel.from_pretrained``."""
+        """Write the policy's adapter in peft's own format (safetensors) for ``PeftModel.from_pretrained``.
+
+        ``base.json`` beside it says how the base was held, which "auto" in the settings does not.
+        """
         self.policy.save_pretrained(str(directory), selected_adapters=[POLICY], safe_serialization=True)
+        held = {"model": self.settings.model, "revision": self.settings.revision, "quantization": self.quantization}
+        (Path(directory) / "base.json").write_text(json.dumps(held, indent=2) + "\n", encoding="utf-8")
 
     @contextmanager
     def _in_eval_mode(self) -> Iterator[None]:
@@ -207,10 +237,11 @@ class PolicyReferencePair(nn.Module):
 
     def _lay_out(self, batch: CompletionBatch) -> tuple[Rows, dict[str, Any]]:
         """The rows of a batch, with shared prompts where that is exact, and the model's inputs for them."""
+        hidden_size = self.base.config.get_text_config().hidden_size
+        rows = tree_rows(batch, hidden_size) if self.trees else separate_rows(batch)
+        self.cells = self.cells.to(rows.cells.device) + rows.cells
         if self.trees:
-            rows = tree_rows(batch)
             return rows, tree_inputs(rows, self.base.config, self.base.dtype)
-        rows = separate_rows(batch)
         return rows, {"input_ids": rows.input_ids, "attention_mask": rows.group.ge(0).long()}
 
     def _hidden(self, inputs: dict[str, Any], places: Tensor) -> Tensor:

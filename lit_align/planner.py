@@ -133,7 +133,8 @@ class Planner:
 
     def load(self, batch: CompletionBatch) -> Load:
         """A micro-batch as this model's forward pass sees it."""
-        rows = (tree_rows if self.config.model_type in TREE_FAMILIES else separate_rows)(batch)
+        trees = self.config.model_type in TREE_FAMILIES
+        rows = tree_rows(batch, self.config.get_text_config().hidden_size) if trees else separate_rows(batch)
         return Load(*rows.input_ids.shape, len(rows.predictor))
 
     def largest(self, group: Load, memory: int, like: Estimate) -> int:

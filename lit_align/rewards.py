@@ -15,6 +15,7 @@ from lit_align.batch import CompletionBatch
 from lit_align.errors import UserError
 from lit_align.models import load_tokenizer
 from lit_align.settings import LoraSettings, PairSettings
+from lit_align.specials import Specials, completion_ids, find_specials, ids_of, unended
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -119,6 +120,7 @@ class TrainedReward:
         base = {name: about[name] for name in ("model", "revision", "dtype", "quantization")}
         settings = PairSettings(**base, lora=LoraSettings(adapter=str(path)))
         self.tokenizer = load_tokenizer(settings)
+        self._specials = find_specials(self.tokenizer)
         self.device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
         self._judged: PreTrainedTokenizerBase | None = None
         self._same = False
@@ -171,6 +173,11 @@ class TrainedReward:
             self._judged = tokenizer
         return self._same
 
+    def _completion_ids(self, completions: Sequence[str]) -> list[list[int]]:
+        """Token ids of each, with one end of sequence."""
+        bare = [unended(text, self._specials) for text in completions]
+        return [[*ids, self._specials.eos_id] for ids in completion_ids(self.tokenizer, self._specials, bare)]
+
     def _batch(
         self, prompts: Sequence[str], completions: Sequence[str]
     ) -> tuple[CompletionBatch, list[tuple[int, int]]]:
@@ -178,14 +185,16 @@ class TrainedReward:
         distinct = list(dict.fromkeys(prompts))
         groups: list[list[Tensor]] = [[] for _ in distinct]
         column = []
-        for prompt, ids in zip(prompts, completion_ids(self.tokenizer, completions), strict=True):
+        for prompt, ids in zip(prompts, self._completion_ids(completions), strict=True):
             group = distinct.index(prompt)
             column.append((group, len(groups[group])))
             groups[group].append(torch.tensor(ids, dtype=torch.long))
         width = max(map(len, groups))
         empty = torch.empty(0, dtype=torch.long)
         flat = [ids for group in groups for ids in [*group, *[empty] * (width - len(group))]]
-        texts = [torch.tensor(prompt_ids(self.tokenizer, prompt), dtype=torch.long) for prompt in distinct]
+        texts = [
+            torch.tensor(_prompt_ids(self.tokenizer, self._specials, prompt), dtype=torch.long) for prompt in distinct
+        ]
         asked, asked_mask = _padded(texts)
         given, given_mask = _padded(flat)
         present = torch.tensor([[k < len(group) for k in range(width)] for group in groups])
@@ -194,31 +203,11 @@ class TrainedReward:
         return CompletionBatch(asked, asked_mask, given.view(shape), given_mask.view(shape), None, present, row), column
 
 
-def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
-    """Token ids of a prompt with what the tokenizer puts before a text, once, and without what it puts after."""
-    bare = list(tokenizer(prompt, add_special_tokens=False)["input_ids"])
-    whole = list(tokenizer(prompt)["input_ids"])
-    start = next((at for at in range(len(whole)) if whole[at : at + len(bare)] == bare), 0)
-    before = whole[:start]
-    return bare if bare[: len(before)] == before else before + bare
-
-
-def completion_ids(tokenizer: PreTrainedTokenizerBase, completions: Sequence[str]) -> list[list[int]]:
-    """Token ids of completions, each read as the continuation of a text, with one end of sequence."""
-
-    def ids_of(text: str) -> list[int]:
-        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
-
-    # A tokenizer that puts a space before the first word of a text must not do so within one.
-    anchor = ids_of("\n") if ids_of("a") == ids_of(" a") else []
-    found = []
-    for text in completions:
-        while text.rstrip().endswith(str(tokenizer.eos_token)):
-            text = text.rstrip().removesuffix(str(tokenizer.eos_token))
-        anchored = ids_of("\n" + text) if anchor else []
-        ids = anchored[len(anchor) :] if anchor and anchored[: len(anchor)] == anchor else ids_of(text)
-        found.append([*ids, int(tokenizer.eos_token_id)])
-    return found
+def _prompt_ids(tokenizer: PreTrainedTokenizerBase, specials: Specials, prompt: str) -> list[int]:
+    """Token ids of a prompt with what the tokenizer puts before a text, once."""
+    (ids,) = ids_of(tokenizer, [prompt])
+    before = specials.before
+    return ids if ids[: len(before)] == before else before + ids
 
 
 def _padded(sequences: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

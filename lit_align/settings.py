@@ -21,6 +21,21 @@ def check(name: str, value: float, holds: bool, accepted: str, usual: str) -> No
         raise UserError(f"{name} is {value}; it must be {accepted} ({usual} is usual)")
 
 
+def check_cacheable(dtype: str, quantization: str) -> None:
+    """Refuse to keep log-probs that depend on what else is in their batch.
+
+    Raises:
+        UserError: If the model computes in 16 bits or its weights are held in 8.
+    """
+    if dtype == "bfloat16" or quantization == "int8":
+        found = "dtype bfloat16" if dtype == "bfloat16" else "quantization int8"
+        raise UserError(
+            f"model.pair.reference_cache does not go with {found}: a token's log-prob then moves by up to tenths of a "
+            "nat with what else is in the batch, which only cancels where both models score the same one. Set "
+            "model.pair.dtype=float32 with quantization none or nf4, or leave the cache out"
+        )
+
+
 @dataclass(frozen=True)
 class LoraSettings:
     """The trained adapter.
@@ -59,6 +74,8 @@ class PairSettings:
         lora: The adapter.
         temperature: Divides the logits of both models in training, sampling and KL alike, > 0.
         gradient_checkpointing: Recompute activations in the backward pass: less memory, about a third more time.
+        reference_cache: Keep the reference's log-probs on disk, where every run with the same reference finds them and
+            skips its pass: True in ``~/.cache/lit_align`` or where LIT_ALIGN_CACHE says, or a folder. In float32 only.
         revision: Branch, tag or commit on the Hub.
         trust_remote_code: Run Python code that comes with the model; needs a pinned ``revision``.
     """
@@ -69,12 +86,15 @@ class PairSettings:
     lora: LoraSettings = LoraSettings()
     temperature: float = 1.0
     gradient_checkpointing: bool = False
+    reference_cache: bool | str = False
     revision: str | None = None
     trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
         if not self.temperature > 0:
             raise UserError(f"model.pair.temperature is {self.temperature}; it must be greater than 0 (1 is usual)")
+        if self.reference_cache:
+            check_cacheable(self.dtype, self.quantization)
         if self.trust_remote_code and not self.revision:
             raise UserError(
                 "model.pair.trust_remote_code runs code from the model's repository, so it needs a fixed version: "

@@ -19,3 +19,9 @@ def shared_data() -> Path:
     if not folder:
         pytest.skip("LIT_ALIGN_DATA is not set")
     return Path(folder)
+
+
+@pytest.fixture(autouse=True)
+def own_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lightning leaves the port of its last process group in the environment, and another may hold it by now."""
+    monkeypatch.delenv("MASTER_PORT", raising=False)

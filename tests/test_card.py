@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from lit_align import assets
-from lit_align.card import CardFacts, front_matter, loading_code, render_card, versions
+from lit_align.card import CardFacts, exported_card, front_matter, loading_code, render_card, versions
 
 FACTS = CardFacts(
     base_model="owner/base",
@@ -50,9 +50,39 @@ def test_a_path_of_this_machine_is_not_told(tmp_path: Path) -> None:
     model = tmp_path / "secret" / "base"
     model.mkdir(parents=True)
     data = str(tmp_path / "pairs.jsonl")
-    found = front_matter(CardFacts(str(model), "DPO", config={"data": {"init_args": {"dataset": data}}}))
-    assert found["base_model"] == "base"
+    facts = CardFacts(str(model), "DPO", config={"data": {"init_args": {"dataset": data}}})
+    found = front_matter(facts)
+    assert "base_model" not in found  # the Hub would look for it, or link to somebody else's
     assert "datasets" not in found
+    text = render_card(facts).split("## Load it")[0]
+    assert "The base model is `base`, a local folder." in text
+    assert "secret" not in text
+
+
+@pytest.mark.parametrize(
+    ("model", "there"), [("owner/base", True), ("gpt2", True), ("stories", False), ("./base", False), ("a/b/c", False)]
+)
+def test_only_a_base_on_the_hub_is_linked_to(model: str, there: bool) -> None:
+    assert ("base_model" in front_matter(CardFacts(model, "DPO"))) == there
+    assert ("To publish this" in render_card(CardFacts(model, "DPO"))) != there
+
+
+def test_a_datasets_configuration_is_no_part_of_its_link() -> None:
+    facts = CardFacts("owner/base", "DPO", config={"data": {"init_args": {"dataset": "owner/pairs:binarized"}}})
+    assert front_matter(facts)["datasets"] == ["owner/pairs"]
+
+
+def test_the_card_of_a_merged_model_says_so_and_that_of_an_adapter_keeps_what_it_says() -> None:
+    card = render_card(CardFacts("./base", "DPO", metrics={"val/loss": 0.5}))
+    merged = exported_card(card, "owner/base", ["load_the_merged()"], merged="A float32 model.")
+    assert front(merged)["base_model"] == "owner/base"
+    assert front(merged)["library_name"] == "transformers"
+    assert "load_the_merged()" in merged
+    assert "PeftModel" not in merged
+    assert "A float32 model. It was trained" in merged
+    assert "To publish this" not in merged
+    assert "| val/loss | 0.5 |" in merged
+    assert exported_card(card, None, []) == card
 
 
 def test_the_facts_are_in_the_tables() -> None:

@@ -16,7 +16,8 @@ from jsonargparse import Namespace
 
 from lit_align import objectives
 from lit_align.__main__ import SUBCOMMANDS, main
-from lit_align.cli import AlignCLI, fresh_folder
+from lit_align.cli import AlignCLI, fresh_folder, run
+from lit_align.commands import COMMANDS
 from lit_align.errors import UserError
 from lit_align.mistakes import class_names, for_the_user
 from lit_align.module import AlignModule
@@ -103,7 +104,7 @@ def test_the_top_level_help_names_every_subcommand_and_the_configs(
     assert main([]) == 0
     out = capsys.readouterr().out
     assert all(name in out for name in [*SUBCOMMANDS, "configs/hardware/cpu.yaml", "--print_config"])
-    assert set(SUBCOMMANDS) == set(AlignCLI.subcommands())
+    assert set(SUBCOMMANDS) == set(AlignCLI.subcommands()) | set(COMMANDS)
 
 
 def test_an_unknown_subcommand_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
@@ -180,6 +181,7 @@ def test_flags_before_a_file_stay_before_it() -> None:
     ("args", "words"),
     [
         (["--model.bta", "0.1"], ["--model.bta", "EpsilonDPO", "did you mean model.beta?"]),
+        (["--model", "IPO", "--model.epsilon", "0.1"], ["--model.epsilon", "no option of IPO", "--model.help"]),
         (["--model.pair.modl=x"], ["--model.pair.modl", "did you mean model.pair.model?"]),
         (["--model.pair.lora.rr=3"], ["--model.pair.lora.rr", "did you mean model.pair.lora.r?"]),
         (["--data.max_lenght", "3"], ["--data.max_lenght", "did you mean data.max_length?"]),
@@ -323,3 +325,18 @@ def test_only_errors_of_the_user_lose_their_traceback() -> None:
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
 def test_a_config_of_an_objective_is_short(config: Path) -> None:
     assert len(config.read_text(encoding="utf-8").splitlines()) <= 25
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ("Vader", "'Vader' names no reward; give the dotted name"),
+        ("json.nothing", "'json.nothing' names no reward (module 'json' has no attribute 'nothing')"),
+        ("no_such_module.score", "names no reward (No module named 'no_such_module')"),
+    ],
+)
+def test_a_reward_that_cannot_be_found_is_named_with_what_may_be_given(given: str, says: str) -> None:
+    with pytest.raises(UserError) as caught:
+        run(["fit", "--config", str(ROOT / "configs" / "on_policy_dpo.yaml"), "--data.reward", given])
+    assert says in str(caught.value)
+    assert "lit_align.rewards.TrainedReward" in str(caught.value)

@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from lit_align.batch import CompletionBatch, Loss
+from lit_align.batch import CompletionBatch, Loss, Sampling
 from lit_align.errors import UserError
 from lit_align.module import AlignModule
 from lit_align.objectives.beta_dpo import BetaDPO
@@ -20,7 +20,7 @@ from lit_align.objectives.kto import KTO
 from lit_align.objectives.sft import SFT
 from lit_align.objectives.tr_dpo import TRDPO
 from lit_align.settings import LoraSettings, OptimSettings, PairSettings, usual_learning_rate
-from tests.families import save_tiny
+from tests.families import ragged_batch, save_tiny
 from tests.objectives.contract import Groups, random_groups, same_start, train
 
 
@@ -185,7 +185,7 @@ def test_a_reference_that_is_not_the_start_stops_the_run(tmp_path: Path) -> None
 
 
 class OneCompletion(Groups):
-    def prompts(self, n: int) -> CompletionBatch:
+    def examples(self, n: int) -> CompletionBatch:
         return random_groups(n, 1)
 
 
@@ -214,19 +214,43 @@ def test_validation_reads_the_scores_of_its_own_batch(tmp_path: Path) -> None:
     assert found == pytest.approx((first.lengths[:, 0].sum() + second.lengths[:, 0].sum()).item() / 6)
 
 
+class LastLogged(Callback):
+    """What was logged of the last optimizer step."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, float] = {}
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.values = {name: float(value) for name, value in trainer.callback_metrics.items()}
+
+
 def test_the_first_logged_loss_is_ln_2(tmp_path: Path) -> None:
-    logged: dict[str, float] = {}
-
-    class Late(Callback):
-        def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-            logged.update({k: float(v) for k, v in trainer.callback_metrics.items()})
-
-    train(build(tmp_path, DPO), random_groups(4, 2), [4], 1, callbacks=[Late()])
+    last = LastLogged()
+    train(build(tmp_path, DPO), random_groups(4, 2), [4], 1, callbacks=[last])
+    logged = last.values
     assert logged["train/loss"] == pytest.approx(math.log(2))
     assert logged["train/rewards/margins"] == 0
     assert logged["train/rewards/accuracies"] == 0.5
     assert logged["train/kl"] == 0
     assert logged["train/tokens_per_second"] > 0
+
+
+def test_the_padding_of_a_step_is_the_share_of_cells_without_a_token(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    groups, logged = random_groups(5, 2), LastLogged()
+    monkeypatch.setattr("lit_align.pair.shares_prompts", lambda config: False)
+    train(build(tmp_path, DPO), groups, [3, 2], 2, callbacks=[logged])
+    lengths = groups.prompt_mask.sum(-1)[:, None] + groups.lengths  # one row for each completion
+    cells = sum(part.numel() * int(part.max()) for part in lengths.split([3, 2]))
+    assert logged.values["train/padding"] == pytest.approx(1 - int(lengths.sum()) / cells)
+    assert logged.values["train/padding"] > 0
+
+
+def test_a_group_alone_leaves_no_cell_empty(tmp_path: Path) -> None:
+    logged = LastLogged()
+    train(build(tmp_path, DPO), random_groups(2, 2), [1, 1], 2, callbacks=[logged])
+    assert logged.values["train/padding"] == 0
 
 
 def test_the_schedule_rises_and_falls_as_named() -> None:
@@ -246,3 +270,16 @@ def test_the_learning_rate_follows_the_size_of_the_model() -> None:
 def test_optimizer_settings_out_of_range_are_refused(name: str, value: float) -> None:
     with pytest.raises(UserError, match=rf"model.optim.{name} is {value}"):
         OptimSettings(**{name: value})
+
+
+@pytest.mark.parametrize("sampling", [Sampling(6), Sampling(6, top_k=3), Sampling(6, temperature=0.5)])
+def test_the_log_probs_of_a_draw_are_those_of_the_policy(tmp_path: Path, sampling: Sampling) -> None:
+    module = DPO(pair=PairSettings(save_tiny("llama", tmp_path), temperature=0.8))
+    module.configure_model()
+    assert module.pair is not None
+    rollout = module.generate(ragged_batch(), 3, sampling)
+    expected = module.pair.score(rollout.completions, reference=False).token_logps
+    assert rollout.old_logps is not None
+    torch.testing.assert_close(rollout.old_logps, expected.detach(), atol=1e-5, rtol=1e-4)
+    assert rollout.drawn_at is not None
+    assert rollout.drawn_at.tolist() == [0] * 4

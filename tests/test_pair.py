@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lit_align.batch import CompletionBatch, Sampling
 from lit_align.errors import UserError
+from lit_align.layout import Rows, attention_mask, tree_rows
 from lit_align.pair import PolicyReferencePair
 from lit_align.settings import LoraSettings, PairSettings
 from tests.families import FAMILIES, ragged_batch, save_tiny, tiny
@@ -94,6 +95,37 @@ def test_final_hidden_is_the_models_own_at_the_last_token(name: str, trees: bool
             assert (gradient[name] - parameter.grad).abs().max() <= 1e-4 * parameter.grad.abs().max()
 
 
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2"])
+@pytest.mark.parametrize("trees", [True, False])
+def test_values_are_read_where_each_token_is_predicted(name: str, trees: bool, tmp_path: Path) -> None:
+    """From the model's own states before each token, one unpadded row each, in values and gradients; 0 at padding."""
+    pair = disturbed(PolicyReferencePair(PairSettings(save_tiny(name, tmp_path))))
+    pair.trees = trees
+    batch = ragged_batch()
+    generator = torch.Generator().manual_seed(5)
+    direction = torch.randn(32, generator=generator)
+    weight = torch.randn(batch.completion_mask.shape, generator=generator)
+    found = pair.score(batch, value_head=lambda hidden: hidden @ direction).values
+    assert found is not None
+    (found * weight).sum().backward()
+    gradient = {name: p.grad.clone() for name, p in pair.named_parameters() if p.grad is not None}
+    assert gradient.keys() == set(pair.state_names())
+    pair.zero_grad()
+    expected = torch.zeros_like(found)
+    for b, k in batch.present.nonzero().tolist():
+        prompt = batch.prompt_ids[b][batch.prompt_mask[b]]
+        completion = batch.completion_ids[b, k][batch.completion_mask[b, k]]
+        states = pair.policy(input_ids=torch.cat([prompt, completion])[None], output_hidden_states=True)
+        expected[b, k, : len(completion)] = states.hidden_states[-1][0, len(prompt) - 1 : -1] @ direction
+    (expected * weight).sum().backward()
+    torch.testing.assert_close(found, expected, atol=2e-4, rtol=1e-4)
+    for name, parameter in pair.named_parameters():
+        if name in gradient:
+            assert parameter.grad is not None
+            assert (gradient[name] - parameter.grad).abs().max() <= 1e-4 * parameter.grad.abs().max()
+    assert pair.score(batch).values is None
+
+
 def test_the_reference_is_the_untouched_base(family: str, tmp_path: Path) -> None:
     pair = disturbed(PolicyReferencePair(PairSettings(save_tiny(family, tmp_path))))
     batch = ragged_batch()
@@ -117,14 +149,43 @@ def test_policy_and_reference_agree_exactly_at_the_start(family: str, tmp_path: 
     assert scores.token_kl.abs().max() == 0
 
 
-def test_one_row_per_completion_gives_the_same_scores(tmp_path: Path) -> None:
-    pair = disturbed(PolicyReferencePair(PairSettings(save_tiny("llama", tmp_path))))
-    batch = ragged_batch()
-    trees = pair.score(batch, kl=True, entropy=True, epsilon=0.1)
-    pair.trees = False
-    separate = pair.score(batch, kl=True, entropy=True, epsilon=0.1)
+@pytest.mark.parametrize("rows", [1, 2, 4])
+def test_one_row_per_completion_gives_the_same_scores_and_gradients(
+    family: str, rows: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All groups in one row, two in each, and each in its own."""
+    pair = disturbed(PolicyReferencePair(PairSettings(save_tiny(family, tmp_path))))
+    batch, found = ragged_batch(), []
+    monkeypatch.setattr("lit_align.layout.ATTENTION_WIDTH", {1: 1e6, 2: 4, 4: 1e-6}[rows])
+    assert len(tree_rows(batch, 32).input_ids) == rows
+    for pair.trees in (True, False):
+        pair.zero_grad()
+        scores = pair.score(batch, kl=True, entropy=True)
+        scores.logps.sum().backward()
+        found.append((scores, {name: p.grad.clone() for name, p in pair.named_parameters() if p.grad is not None}))
+    (trees, gradient), (separate, expected) = found
     for name in ("token_logps", "reference_token_logps", "token_kl", "entropy"):
         torch.testing.assert_close(getattr(trees, name), getattr(separate, name), atol=1e-5, rtol=1e-5)
+    assert gradient.keys() == expected.keys() != set()
+    for name, value in expected.items():
+        assert (gradient[name] - value).abs().max() <= 1e-5 * max(1, value.abs().max())
+
+
+@pytest.mark.parametrize(("name", "masks"), [("llama", 1), ("gemma2", 2)])
+def test_the_masks_are_built_once_for_both_models(
+    name: str, masks: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One for each kind of layer, whatever the number of layers."""
+    pair = PolicyReferencePair(PairSettings(save_tiny(name, tmp_path)))
+    built: list[int | None] = []
+
+    def count(rows: Rows, window: int | None = None) -> Tensor:
+        built.append(window)
+        return attention_mask(rows, window)
+
+    monkeypatch.setattr("lit_align.layout.attention_mask", count)
+    pair.score(ragged_batch(), kl=True)
+    assert len(built) == masks
 
 
 def test_a_family_without_proof_falls_back_and_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -31,7 +31,8 @@ def test_each_row_says_whether_reference_and_rewards_are_needed() -> None:
         objective: type[AlignModule] = getattr(objectives, name)
         source = Path(ROOT / "lit_align" / "objectives" / f"{objective.__module__.rsplit('.', 1)[1]}.py").read_text()
         body = source[source.index(f"class {name}(") :].split("\nclass ")[0]
-        reads_reference = "self.score(" in body and "reference=False" not in body
+        calls = re.findall(r"self\.(?:pair\.)?score\(([^()]*)\)", body)
+        reads_reference = any("reference=False" not in call for call in calls)
         assert ("reference" in needs) == reads_reference, name
         assert ("reward" in needs or "label" in needs) == objective.needs_reward, name
 

@@ -13,9 +13,12 @@ import sys
 from typing import Any
 
 import pytest
+import torch
 
-from lit_align.batch import Reward
-from lit_align.rewards import Vader
+from lit_align.batch import Reward, TokenReward
+from lit_align.errors import UserError
+from lit_align.rewards import Length, Vader
+from tests.families import ragged_batch
 
 
 def compound(x: float) -> float:
@@ -71,3 +74,18 @@ def test_a_missing_package_is_named_with_its_remedy(monkeypatch: pytest.MonkeyPa
         monkeypatch.delitem(sys.modules, name)
     with pytest.raises(ModuleNotFoundError, match="pip install vaderSentiment"):
         Vader()
+
+
+def test_lengths_count_the_policys_tokens_with_the_end_of_sequence() -> None:
+    batch = ragged_batch()
+    tokens = torch.tensor([[6, 9, 4], [12, 1, 3], [2, 8, 0], [5, 5, 7]])  # as ragged_batch is built
+    assert torch.equal(Length().on_tokens(batch, None), -tokens.float())
+    assert torch.equal(Length(5).on_tokens(batch, None), -(tokens - 5).abs().float())
+    assert isinstance(Length(), TokenReward)
+
+
+def test_lengths_cannot_be_told_from_texts_and_have_no_target_below_1() -> None:
+    with pytest.raises(UserError, match="counts tokens"):
+        Length()(["a"], ["b"])
+    with pytest.raises(UserError, match="target is 0; it must be 1 or more"):
+        Length(0)

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerFast
 
-from lit_align.batch import Reward
+from lit_align.batch import Reward, TokenReward
 from lit_align.data import ScoredGroups
 from lit_align.errors import UserError
 from lit_align.objectives.reward_model import RewardModel
@@ -70,6 +70,28 @@ def test_rewards_are_those_of_the_module_on_the_rows_of_the_data_layer(name: str
     assert max(expected) - min(expected) > 0.1
     scaled = TrainedReward(tmp_path / "adapter", device="cpu")
     assert scaled(prompts, completions) == pytest.approx([(r + 0.5) / 2 for r in expected], rel=1e-4, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_ids_that_were_drawn_are_judged_as_they_are(name: str, tmp_path: Path) -> None:
+    module = make(tmp_path, TOKENIZERS[name])
+    rows = str(write_jsonl(tmp_path / "rows.jsonl", ROWS))
+    data = ScoredGroups(rows, validation_dataset=rows, validation_batch_size=3)
+    data.load(TOKENIZERS[name])
+    (batch,) = data.val_dataloader()
+    # One that the budget cut has no end of sequence, and gets none.
+    mask = batch.completion_mask.clone()
+    mask[0, 0, batch.lengths[0, 0] - 1] = False
+    batch = batch._replace(completion_mask=mask)
+    expected = (module.rewards(batch) + 0.5) / 2
+    reward = TrainedReward(tmp_path / "adapter", batch_size=4, device="cpu")
+    assert isinstance(reward, TokenReward)
+    found = reward.on_tokens(batch, TOKENIZERS[name])
+    assert found is not None
+    torch.testing.assert_close(found[batch.present], expected[batch.present].detach(), atol=1e-4, rtol=1e-4)
+    other = next(tokenizer for kind, tokenizer in TOKENIZERS.items() if len(tokenizer) != len(TOKENIZERS[name]))
+    assert reward.on_tokens(batch, other) is None
+    assert reward.on_tokens(batch, TOKENIZERS[name]) is not None
 
 
 def test_neither_batches_nor_order_nor_neighbours_change_a_reward(folder: Path) -> None:

@@ -11,7 +11,6 @@ group whose rewards cannot be computed or are not finite is left out and counted
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import math
 import statistics
@@ -19,15 +18,15 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from scoring.arguments import parse
 from scoring.groups import Group, Policy, content, given_groups, read
 
 from lit_align.batch import Reward
+from lit_align.commands.rewarding import load_reward
 from lit_align.data.report import SplitReport
 from lit_align.errors import UserError
-from lit_align.rewards import TrainedReward
+from lit_align.quiet import quiet_warnings
 
 EVERY = 10.0
 """Seconds between two lines of progress."""
@@ -86,22 +85,6 @@ class Tally:
         return lines + ([f"{self.cut} completions filled --max_new_tokens without an end"] if self.cut else [])
 
 
-def load_reward(name: str) -> Reward:
-    """A trained reward's folder, or the dotted name of a class to build or of a function."""
-    module, _, attribute = name.rpartition(".")
-    if "/" in name or Path(name).exists():
-        return TrainedReward(name)
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(
-            f"--reward {name}: no such folder, and no such name in Python ({error}); give the folder adapter of a "
-            "trained reward, or a name such as lit_align.rewards.Vader"
-        ) from error
-    reward: Reward = found() if isinstance(found, type) else found
-    return reward
-
-
 def judge(reward: Reward, groups: Sequence[Group]) -> list[list[float] | Exception]:
     """The rewards of each group, or what went wrong with it; one at a time if they cannot be had together."""
     flat = [(group.asked, content(text)) for group in groups for text in group.completions]
@@ -145,6 +128,7 @@ def score(given: argparse.Namespace) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Score, and return the exit code: 0, or 2 for what the user can put right."""
+    quiet_warnings()
     try:
         print(score(parse(arguments, (__doc__ or "").splitlines()[0])))
     except UserError as error:

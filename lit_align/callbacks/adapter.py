@@ -12,6 +12,7 @@ from lit_align.callbacks.progress import total_steps
 from lit_align.callbacks.run_folder import run_folder
 from lit_align.callbacks.samples import SampleTable
 from lit_align.card import CardFacts, loading_code, render_card
+from lit_align.errors import UserError
 
 
 class SaveAdapter(Callback):
@@ -25,8 +26,8 @@ class SaveAdapter(Callback):
         self._save(trainer, pl_module)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Save what there is when the user stops a run that has begun."""
-        if isinstance(exception, KeyboardInterrupt) and trainer.global_step > 0:
+        """Save what there is when the user stops a run that has begun, or it cannot go on, as without its reward."""
+        if isinstance(exception, KeyboardInterrupt | UserError) and trainer.global_step > 0:
             self._save(trainer, pl_module, interrupted=True)
 
     def _save(self, trainer: Trainer, pl_module: LightningModule, interrupted: bool = False) -> None:

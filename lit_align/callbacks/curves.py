@@ -9,6 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_align.callbacks.progress import logged
 from lit_align.callbacks.run_folder import run_folder
+from lit_align.errors import UserError
 
 PANELS = {
     "rollout/reward": "reward of fresh completions",
@@ -38,6 +39,10 @@ class Curves(Callback):
         """Go on from the points of a checkpoint."""
         self.points = state_dict["points"]
 
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Collect what the step at hand logged; the checkpoint holds these very lists."""
+        self._collect_step(trainer)
+
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Collect what the step before logged; modules log at the very end of a step, after the callbacks."""
         self._collect_step(trainer)
@@ -57,7 +62,7 @@ class Curves(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Draw what there is after an interruption."""
-        if isinstance(exception, KeyboardInterrupt):
+        if isinstance(exception, KeyboardInterrupt | UserError):
             self._draw(trainer)
 
     def _collect_step(self, trainer: Trainer) -> None:

@@ -17,13 +17,15 @@ SHOWN = {
     "rewards/accuracies": ("accuracy", "{:.2f}"),
     "beta": ("beta", "{:.4g}"),
     "kl": ("kl", "{:.3g}"),
+    "kl_samples": ("kl of samples", "{:.3g}"),
     "tokens_per_second": ("tokens/s", "{:,.0f}"),
+    "padding": ("padding", "{:.0%}"),
 }
 """Logged name below ``train/`` or ``val/``, or of fresh completions -> what the user reads, and its format."""
 
 
 class Progress(RichProgressBar):
-    """Step, loss, margin, accuracy, β, KL and tokens a second, as far as the objective logs them.
+    """Step, loss, margin, accuracy, β, KL, tokens a second and padding, as far as the objective logs them.
 
     A step is reported when the next one starts, because modules log at the very end of theirs.
 

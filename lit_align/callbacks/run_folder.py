@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
+from lit_align.callbacks.loggers import METRICS, own_loggers, read_rows, replaced, write_rows
 from lit_align.errors import UserError
+
+CONFIG = "config.yaml"
+"""The effective configuration; a folder that holds it is a run."""
 
 
 class RunFolder(Callback):
@@ -17,21 +22,25 @@ class RunFolder(Callback):
     then, because Lightning would open them before it reads the data.
 
     Args:
-        directory: The folder; it must not hold a run yet.
+        directory: The folder; it must not hold a run yet, unless that is gone on with.
         config: Text of ``config.yaml``; empty writes none.
         loggers: Whether to log to ``metrics.csv`` and TensorBoard events; False leaves the trainer's loggers alone.
+        step: Optimizer steps after which the run in the folder is gone on with, >= 0; what it wrote of later ones is
+            taken out when training starts. None begins a run.
 
     Raises:
-        UserError: If the folder already holds a run.
+        UserError: If the folder already holds a run that is not gone on with.
     """
 
-    def __init__(self, directory: str | Path, config: str = "", loggers: bool = True) -> None:
+    def __init__(self, directory: str | Path, config: str = "", loggers: bool = True, step: int | None = None) -> None:
         self.path = Path(directory)
         self.config = config
         self.loggers = loggers
-        if (self.path / "config.yaml").exists() or (self.path / "metrics.csv").exists():
+        self.step = step
+        if step is None and ((self.path / CONFIG).exists() or (self.path / METRICS).exists()):
             raise UserError(
-                f"run_dir={directory} already holds a run; choose another folder, or leave run_dir out for a fresh one"
+                f"run_dir={directory} already holds a run: go on with it by --resume {directory}, choose another "
+                "folder, or leave run_dir out for a fresh one"
             )
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -40,20 +49,24 @@ class RunFolder(Callback):
         if trainer.is_global_zero:
             self._write(trainer)
         if self.loggers:
-            trainer.loggers = own_loggers(self.path)
+            trainer.loggers = own_loggers(self.path, self.step or 0)
 
     def _write(self, trainer: Trainer) -> None:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"run_dir={self.path} cannot be made: {error.strerror}; choose another folder") from error
+        if self.step is not None:
+            forget_after(self.path, self.step)
         if self.config:
-            (self.path / "config.yaml").write_text(self.config, encoding="utf-8")
+            with replaced(self.path / CONFIG) as part:
+                part.write_text(self.config, encoding="utf-8")
         report = getattr(trainer.datamodule, "report", None)  # type: ignore[attr-defined]
         if report is not None:
             trainer.datamodule.save_report(self.path / "data_report.json")  # type: ignore[attr-defined]
             print(report.render())
-        print(f"run folder: {self.path}", flush=True)
+        going_on = "" if self.step is None else f", going on after step {self.step}"
+        print(f"run folder: {self.path}{going_on}", flush=True)
 
 
 def run_folder(trainer: Trainer) -> Path | None:
@@ -61,17 +74,30 @@ def run_folder(trainer: Trainer) -> Path | None:
     return next((callback.path for callback in trainer.callbacks if isinstance(callback, RunFolder)), None)  # type: ignore[attr-defined]
 
 
-class Events(TensorBoardLogger):
-    """TensorBoard events without Lightning's ``hparams.yaml``: ``config.yaml`` says it all."""
+def forget_after(folder: Path, step: int) -> None:
+    """Take out what a run wrote of optimizer steps that are going to be taken again.
 
-    def save(self) -> None:
-        """Flush the events."""
-        self.experiment.flush()
+    Args:
+        folder: The run folder.
+        step: Optimizer steps that stay taken, >= 0.
+    """
+    metrics = folder / METRICS
+    if metrics.exists():
+        rows = [row for row in read_rows(metrics) if int(row["step"]) < step]  # there they count from 0
+        if rows:
+            write_rows(metrics, list(rows[0]), rows)
+        else:
+            metrics.unlink()
+    for path in folder.glob("*.jsonl"):
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
+        with replaced(path) as part:
+            part.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
 
 
-def own_loggers(directory: Path) -> list[Logger]:
-    """Loggers that write straight into a folder: ``metrics.csv``, flushed as it grows, and TensorBoard events."""
-    return [
-        CSVLogger(directory, name="", version="", flush_logs_every_n_steps=1),
-        Events(directory, name="", version="", default_hp_metric=False),
-    ]
+def _step_of(line: str) -> float:
+    """The step that a line of JSON is of; infinity for half a line, which a kill can leave at the end."""
+    try:
+        found: Any = json.loads(line)
+    except json.JSONDecodeError:
+        return float("inf")
+    return float(found.get("step", 0))

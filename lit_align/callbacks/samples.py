@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -52,9 +53,19 @@ class SampleTable(Callback):
         self.summaries: list[dict[str, Any]] = []
         self._last = -1
 
+    def state_dict(self) -> dict[str, Any]:
+        """What was drawn, so that a resumed run compares with the same beginning."""
+        before = None if self.before is None else dataclasses.asdict(self.before)
+        return {"before": before, "summaries": self.summaries, "last": self._last}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from the draws of a checkpoint."""
+        self.before = None if state_dict["before"] is None else Draw(**state_dict["before"])
+        self.summaries, self._last = state_dict["summaries"], state_dict["last"]
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw from the reference."""
-        if self.prompts > 0 and pl_module.generates:
+        """Draw from the reference, unless a checkpoint holds what was drawn."""
+        if self.prompts > 0 and pl_module.generates and self.before is None:
             self._last = trainer.global_step
             self.before = self._take(trainer, pl_module, reference=True)
 

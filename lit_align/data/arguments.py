@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
+from typing import TYPE_CHECKING, Any
+
 from lit_align.data.rows import DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 def at_least(name: str, value: int | None, least: int, remedy: str) -> None:
@@ -54,3 +60,26 @@ def check_sampling(temperature: float | None, top_k: int, top_p: float) -> None:
     at_least("top_k", top_k, 0, "0 draws from all tokens")
     if not 0 < top_p <= 1:
         raise DataError(f"data.top_p={top_p} must be greater than 0 and at most 1, which draws from all tokens")
+
+
+def check_sampler(trainer: Any) -> None:
+    """Refuse a trainer that would share the data among the ranks once more.
+
+    Raises:
+        DataError: With the setting to change.
+    """
+    if trainer.world_size > 1 and trainer._accelerator_connector.use_distributed_sampler:
+        raise DataError(
+            f"use_distributed_sampler=True with {trainer.world_size} ranks would shard the data twice; "
+            "the order here is already one per rank, so set Trainer(use_distributed_sampler=False)"
+        )
+
+
+def warn_of_length(max_length: int, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Warn of more tokens than the tokenizer says its model reads."""
+    if max_length > tokenizer.model_max_length:
+        warnings.warn(
+            f"max_length={max_length} is more than the {tokenizer.model_max_length} tokens the "
+            f'tokenizer of "{tokenizer.name_or_path}" says its model reads; lower max_length unless it is wrong',
+            stacklevel=3,
+        )

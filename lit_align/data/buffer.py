@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,7 +11,10 @@ import torch
 from torch import Tensor
 
 from lit_align.batch import CompletionBatch, Rollout
+from lit_align.data.fresh import NothingToLearn
 from lit_align.data.rows import DataError
+
+log = logging.getLogger(__name__)
 
 Collect = Callable[[int], tuple[Rollout, int]]
 """Prompts this rank has had, to a fresh buffer and the prompts it has then had."""
@@ -30,6 +34,11 @@ class BufferLoader:
         rank: This process.
         gather: Every rank's value of something, on every rank; the checkpoint of one rank holds all buffers.
         settings: What a checkpoint must agree with.
+        stop: Ends the run after this pass.
+
+    Raises:
+        NothingToLearn: If already the first buffer cannot be learned from. Later that is an end, since a policy whose
+            completions all earn the same has nothing left to learn: the run stops, with a warning.
     """
 
     def __init__(
@@ -41,9 +50,10 @@ class BufferLoader:
         rank: int,
         gather: Callable[[Any], list[Any]],
         settings: dict[str, Any],
+        stop: Callable[[], None],
     ) -> None:
         self.collect, self.batches, self.sweeps, self.seed, self.rank = collect, batches, sweeps, seed, rank
-        self.gather, self.settings = gather, settings
+        self.gather, self.settings, self.stop = gather, settings, stop
         self.buffer: Rollout | None = None
         self.iteration = self.position = self.place = 0
         self._resumed = False
@@ -53,7 +63,14 @@ class BufferLoader:
 
     def __iter__(self) -> Iterator[Rollout]:
         if not self._resumed or self.position >= len(self):
-            self.buffer, self.place = self.collect(self.place)
+            try:
+                self.buffer, self.place = self.collect(self.place)
+            except NothingToLearn as reason:
+                if self.iteration == 0:
+                    raise
+                log.warning("training ends after %d iterations: %s", self.iteration, reason)
+                self.stop()
+                return
             self.iteration += 1
             self.position = 0
         self._resumed = False

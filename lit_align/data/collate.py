@@ -26,6 +26,11 @@ class Group(NamedTuple):
     completion_ids: list[Tensor]
     rewards: list[float] | None
 
+    @property
+    def tokens(self) -> int:
+        """Tokens of the prompt, counted once, and of all completions."""
+        return len(self.prompt_ids) + sum(map(len, self.completion_ids))
+
 
 def collate(groups: Sequence[Group], pad_id: int = 0) -> CompletionBatch:
     """Pad groups on the right to a batch.
@@ -56,6 +61,14 @@ def collate(groups: Sequence[Group], pad_id: int = 0) -> CompletionBatch:
         present=torch.arange(columns) < counts[:, None],
         row=torch.tensor([group.row for group in groups], dtype=torch.int64),
     )
+
+
+def all_rewards(groups: Sequence[Group]) -> Tensor | None:
+    """The rewards of all completions, float32 (N,), in order; None unless every group has rewards."""
+    rewards = [group.rewards for group in groups if group.rewards is not None]
+    if not groups or len(rewards) < len(groups):
+        return None
+    return torch.tensor([reward for values in rewards for reward in values], dtype=torch.float32)
 
 
 def _pad(sequences: Sequence[Tensor], pad_id: int) -> tuple[Tensor, Tensor]:

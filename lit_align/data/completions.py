@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import functools
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning import LightningDataModule
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lit_align.assets import resolve
 from lit_align.batch import CompletionBatch
-from lit_align.data.arguments import at_least, check_limits, check_shares
-from lit_align.data.collate import Group, collate
+from lit_align.data.arguments import at_least, check_limits, check_sampler, check_shares, warn_of_length
+from lit_align.data.collate import Group, all_rewards, collate
 from lit_align.data.formats import Example, Format, read_examples
 from lit_align.data.holdout import distinct_prompts, hold_out, note_shared
 from lit_align.data.judge import RewardFunction
@@ -29,7 +29,7 @@ from lit_align.data.loader import (
 )
 from lit_align.data.oracle import load_oracle
 from lit_align.data.report import DataReport, Roles, SplitReport, chosen_and_rejected
-from lit_align.data.rows import DataError, SplitMissing
+from lit_align.data.rows import SplitMissing
 from lit_align.data.sources import is_single_file, read_rows
 from lit_align.data.text import Limits, tokenize
 
@@ -55,6 +55,8 @@ class CompletionData(LightningDataModule, ABC):
         max_length: Most tokens of a prompt and one completion, >= 2.
         max_prompt_length: Most tokens of a prompt, in [1, max_length); None is half of ``max_length``.
         batch_size: Groups of a micro-batch on one rank, >= 1.
+        length_window: Batches of all ranks together that are sorted by length before they are cut, >= 1, so that each
+            holds groups of similar length; 1 leaves the batches to chance. docs/data.md says what it costs.
         validation_batch_size: The same in validation; None is ``batch_size``.
         max_rows: Read at most this many rows of each split, >= 1; None reads all.
         max_dropped: Largest accepted share of dropped rows, in [0, 1].
@@ -67,6 +69,9 @@ class CompletionData(LightningDataModule, ABC):
 
     comparing: bool = True
     """Whether the completions of a row are compared, so that a row is of use only with two that differ."""
+
+    mismatched: bool = False
+    """Whether a batch has a second column, completions of other prompts, which belongs to no group."""
 
     def __init__(
         self,
@@ -84,11 +89,13 @@ class CompletionData(LightningDataModule, ABC):
         max_dropped: float = 0.2,
         seed: int = 0,
         num_workers: int = 0,
+        length_window: int = 1,
     ) -> None:
         super().__init__()
         at_least("max_length", max_length, 2, "tokens of a prompt and one completion")
         max_prompt_length = max_length // 2 if max_prompt_length is None else max_prompt_length
         at_least("batch_size", batch_size, 1, "groups of a micro-batch on one rank")
+        at_least("length_window", length_window, 1, "1 leaves the batches to chance")
         at_least("validation_batch_size", validation_batch_size, 1, "leave it out to use batch_size")
         at_least("max_rows", max_rows, 1, "leave it out to read all rows")
         at_least("num_workers", num_workers, 0, "0 collates in the main process")
@@ -98,11 +105,14 @@ class CompletionData(LightningDataModule, ABC):
         self.train_split, self.validation_split, self.validation_size = train_split, validation_split, validation_size
         self.columns, self.limits = columns, Limits(max_length, max_prompt_length)
         self.batch_size, self.validation_batch_size = batch_size, validation_batch_size or batch_size
-        self.max_rows, self.max_dropped, self.seed, self.num_workers = max_rows, max_dropped, seed, num_workers
+        self.length_window, self.num_workers = length_window, num_workers
+        self.max_rows, self.max_dropped, self.seed = max_rows, max_dropped, seed
         self.report = DataReport()
         self._train: list[Group] = []
         self._validation: list[Group] = []
         self._pad_id = 0
+        self.training_rewards: Tensor | None = None
+        """Those of all training completions, of every rank, float32 (N,); None without rewards."""
 
     @property
     @abstractmethod
@@ -143,16 +153,11 @@ class CompletionData(LightningDataModule, ABC):
         Raises:
             DataError: If the data cannot be trained on, or Lightning would shard it a second time.
         """
-        trainer = self.trainer
-        if trainer is None:
+        if self.trainer is None:
             raise RuntimeError("setup needs a trainer; without one call load(tokenizer)")
-        if trainer.world_size > 1 and trainer._accelerator_connector.use_distributed_sampler:
-            raise DataError(
-                f"use_distributed_sampler=True with {trainer.world_size} ranks would shard the data twice; "
-                "the order here is already one per rank, so set Trainer(use_distributed_sampler=False)"
-            )
+        check_sampler(self.trainer)
         if not self._train:
-            self.load(trainer.lightning_module.tokenizer)  # type: ignore[arg-type]
+            self.load(self.trainer.lightning_module.tokenizer)  # type: ignore[arg-type]
 
     def load(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Read, check, tokenize and report; what ``setup`` does, for use without a trainer.
@@ -163,12 +168,7 @@ class CompletionData(LightningDataModule, ABC):
         Raises:
             DataError: If the data cannot be trained on; the message names the place and the remedy.
         """
-        if self.limits.max_total > tokenizer.model_max_length:
-            warnings.warn(
-                f"max_length={self.limits.max_total} is more than the {tokenizer.model_max_length} tokens the "
-                f'tokenizer of "{tokenizer.name_or_path}" says its model reads; lower max_length unless it is wrong',
-                stacklevel=2,
-            )
+        warn_of_length(self.limits.max_total, tokenizer)
         pad_id = tokenizer.pad_token_id
         self._pad_id = int(pad_id if pad_id is not None else tokenizer.eos_token_id or 0)
         train, report = self._read(self.dataset, self.train_split, tokenizer)
@@ -179,6 +179,7 @@ class CompletionData(LightningDataModule, ABC):
             found = held, SplitReport(f"{report.source}, held out", read=report.held_out)
         report.measure(train, self.roles)
         self._train, parts = train, {"train": report}
+        self.training_rewards = all_rewards(train)
         if found is not None:
             self._validation, parts["validation"] = found
             note_shared(train, *found)
@@ -209,7 +210,9 @@ class CompletionData(LightningDataModule, ABC):
     def train_dataloader(self) -> ResumableLoader:
         """This rank's training batches; see ``TrainingOrder`` for their order."""
         shuffle = not (self.trainer is not None and getattr(self.trainer, "overfit_batches", False))
-        order = TrainingOrder(len(self._train), self.batch_size, self.seed, *self._rank(), shuffle=shuffle)
+        lengths = [group.tokens for group in self._train]
+        sizes = len(lengths), self.batch_size, self.seed, *self._rank()
+        order = TrainingOrder(*sizes, shuffle=shuffle, lengths=lengths, window=self.length_window)
         return ResumableLoader(self._train, order, self.collator(), self.num_workers)
 
     def val_dataloader(self) -> DataLoader[CompletionBatch] | list[Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -31,6 +31,19 @@ CHOICES: dict[str, Callable[[Sequence[float]], Sequence[Sequence[int]]]] = {
 
 MOST_DRAWS = 8
 """How often prompts are drawn for one buffer before the run is stopped, where rewards fail or do not differ."""
+
+
+class NothingToLearn(DataError):
+    """The completions of a buffer have no rewards that tell them apart."""
+
+
+def gathered(value: Any) -> list[Any]:
+    """Every rank's value, on every rank."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return [value]
+    found: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(found, value)
+    return found
 
 
 def prompt_positions(count: int, seed: int, start: int, number: int) -> list[int]:
@@ -127,23 +140,30 @@ class Collector:
             The buffer as it is learned from, and the prompts this rank has now had.
 
         Raises:
-            DataError: If that does not help.
+            NothingToLearn: If that does not help, on every rank as soon as it is so on one.
         """
+        judged, place = self._judged(place)
+        enough = len(chosen(judged, self.select)[0]) >= self.least
+        if not all(gathered(enough)):
+            raise NothingToLearn(
+                f"{MOST_DRAWS} times in a row fewer than {self.least} of {self.prompts} prompts had completions that "
+                f"could be learned from with data.select={self.select}: their rewards failed or were all equal; take a "
+                "reward that tells completions apart, more data.completions, or a higher data.temperature"
+            )
+        rollout = self.learner.annotate(judged)
+        return rollout.to("cpu").take(*chosen(rollout, self.select)), place
+
+    def _judged(self, place: int) -> tuple[Rollout, int]:
+        """Completions with rewards, of which enough can be learned from if that could be had."""
         for _ in range(MOST_DRAWS):
             begin = time.perf_counter()
             rollout = self.stream.draw(self.learner, place, self.prompts, self.completions, self.sampling)
             place += self.prompts
-            rewards = judge(self.reward, rollout.completions, self.tokenizer)
-            judged = with_rewards(rollout, rewards)
+            judged = with_rewards(rollout, judge(self.reward, rollout.completions, self.tokenizer))
             self.learner.observe(judged, time.perf_counter() - begin)
             if len(chosen(judged, self.select)[0]) >= self.least:
-                rollout = self.learner.annotate(judged)
-                return rollout.to("cpu").take(*chosen(rollout, self.select)), place
-        raise DataError(
-            f"{MOST_DRAWS} times in a row fewer than {self.least} of {self.prompts} prompts had completions that could "
-            f"be learned from with data.select={self.select}: their rewards failed or were all equal; take a reward "
-            "that tells completions apart, more data.completions, or a higher data.temperature"
-        )
+                break
+        return judged, place
 
 
 def with_rewards(rollout: Rollout, rewards: Tensor) -> Rollout:

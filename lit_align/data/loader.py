@@ -37,6 +37,11 @@ class TrainingOrder(Sampler[list[int]]):
     most one group; if it does not hold a group for every rank, those fewer than ``world_size`` groups sit out the
     epoch.
 
+    With ``window`` W > 1 the groups of each W whole global batches in a row are sorted by length before they are cut,
+    and the W batches shuffled. Groups of a batch are then of similar length, and so are the ranks' parts of it. Each
+    window holds the groups it would hold unsorted, and the last, smaller batch is never sorted, so that it holds no
+    longer groups than others.
+
     Attributes:
         epoch: Set by ``set_epoch``; the same epoch gives the same order whatever came before.
         position: Batches of the epoch that are done; iteration begins after them, the length stays that of the epoch.
@@ -48,13 +53,23 @@ class TrainingOrder(Sampler[list[int]]):
         rank: This process, in [0, world_size).
         world_size: Processes.
         shuffle: False keeps the order of the source in every epoch, for overfitting on purpose.
+        lengths: Tokens of each group; read only where ``window`` is not 1.
+        window: Global batches that are sorted by length together, >= 1; 1 leaves the batches to chance.
 
     Raises:
         DataError: If there are fewer groups than ranks.
     """
 
     def __init__(
-        self, count: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1, shuffle: bool = True
+        self,
+        count: int,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        shuffle: bool = True,
+        lengths: Sequence[int] = (),
+        window: int = 1,
     ) -> None:
         if count < world_size:
             raise DataError(
@@ -63,6 +78,7 @@ class TrainingOrder(Sampler[list[int]]):
             )
         self.count, self.batch_size, self.seed = count, batch_size, seed
         self.rank, self.world_size, self.shuffle = rank, world_size, shuffle
+        self.lengths, self.window = lengths, window
         self.epoch = self.position = 0
 
     @property
@@ -76,18 +92,31 @@ class TrainingOrder(Sampler[list[int]]):
             self.epoch, self.position = epoch, 0
 
     def permutation(self) -> list[int]:
-        """The order of all groups in this epoch, the same on every rank."""
+        """The order of all groups in this epoch before any sorting, the same on every rank."""
         if not self.shuffle:
             return list(range(self.count))
-        digest = hashlib.sha256(f"{self.seed} {self.epoch}".encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big", signed=True))
-        return torch.randperm(self.count, generator=generator).tolist()
+        return torch.randperm(self.count, generator=self._generator("")).tolist()
 
     def batches(self) -> list[list[int]]:
         """All batches of this rank in this epoch."""
         order, step = self.permutation(), self.batch_size * self.world_size
+        if self.shuffle and self.window > 1:
+            order = self._sorted_in_windows(order, step)
         starts = range(0, len(self) * step, step)
         return [order[start : start + step][self.rank :: self.world_size] for start in starts]
+
+    def _sorted_in_windows(self, order: list[int], step: int) -> list[int]:
+        """The order with the groups of each window in batches of similar length; what fills no batch stays last."""
+        generator, whole, found = self._generator(" windows"), len(order) // step * step, []
+        for start in range(0, whole, self.window * step):
+            window = sorted(order[start : min(start + self.window * step, whole)], key=lambda i: self.lengths[i])
+            for batch in torch.randperm(len(window) // step, generator=generator).tolist():
+                found += window[batch * step : (batch + 1) * step]
+        return found + order[whole:]
+
+    def _generator(self, purpose: str) -> torch.Generator:
+        digest = hashlib.sha256(f"{self.seed} {self.epoch}{purpose}".encode()).digest()
+        return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big", signed=True))
 
     def __iter__(self) -> Iterator[list[int]]:
         return iter(self.batches()[self.position :])
@@ -182,7 +211,9 @@ class ResumableLoader(DataLoader[CompletionBatch]):
             DataError: If the state is from the middle of an epoch and the data or its order have changed since.
         """
         saved, current = state["for"], self._identity()
-        changed = [f"{name} was {saved[name]}, is {value}" for name, value in current.items() if saved[name] != value]
+        changed = [
+            f"{name} was {saved.get(name)}, is {value}" for name, value in current.items() if saved.get(name) != value
+        ]
         if changed and 0 < state["position"] < saved["batches"]:
             raise DataError(
                 f"cannot resume after batch {state['position']} of {saved['batches']}: {'; '.join(changed)}. "
@@ -194,7 +225,8 @@ class ResumableLoader(DataLoader[CompletionBatch]):
     def _identity(self) -> dict[str, Any]:
         order = self.order
         values = {"batches": len(self), "global batch size": order.batch_size * order.world_size, "seed": order.seed}
-        return {**values, "shuffle": order.shuffle, "data (hash of rows and lengths)": self.fingerprint}
+        values |= {"shuffle": order.shuffle, "length_window": order.window}
+        return {**values, "data (hash of rows and lengths)": self.fingerprint}
 
 
 def validation_loader(groups: Sequence[Group], order: ValidationOrder, collate: Collate) -> DataLoader[CompletionBatch]:

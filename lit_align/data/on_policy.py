@@ -13,7 +13,7 @@ from lit_align.data.buffer import BufferLoader
 from lit_align.data.collate import Group
 from lit_align.data.completions import CompletionData
 from lit_align.data.formats import CONVERSATION, IMPLICIT_PAIR, PROMPT, Example
-from lit_align.data.fresh import Collector, PromptStream
+from lit_align.data.fresh import Collector, PromptStream, gathered
 from lit_align.data.judge import RewardFunction
 from lit_align.data.report import Roles, SplitReport
 from lit_align.data.rows import DataError
@@ -50,11 +50,15 @@ class OnPolicyData(CompletionData):
         top_k: Draw from the k most likely tokens, >= 0; 0 from all.
         top_p: Draw from the smallest set of tokens of at least this mass, in (0, 1]; 1 from all.
         max_prompt_length: Most tokens of a prompt, >= 1.
+        max_length: Bound of ``max_prompt_length`` + ``max_new_tokens``, such as the model's context; None for none.
+        batch_size: Bound of the groups of a micro-batch on one rank, which ``minibatch`` and the trainer decide, >= 1;
+            None for none.
 
     Raises:
         DataError: If an argument is out of its range.
     """
 
+    fresh = True
     formats = (PROMPT, CONVERSATION, IMPLICIT_PAIR)
 
     def __init__(
@@ -71,10 +75,14 @@ class OnPolicyData(CompletionData):
         top_k: int = 0,
         top_p: float = 1.0,
         max_prompt_length: int = 256,
+        max_length: int | None = None,
+        batch_size: int | None = None,
         **kwargs: Any,
     ) -> None:
         at_least("max_new_tokens", max_new_tokens, 1, "tokens of a completion")
         at_least("max_prompt_length", max_prompt_length, 1, "tokens of a prompt")
+        at_least("max_length", max_length, max_prompt_length + max_new_tokens, "max_prompt_length + max_new_tokens")
+        at_least("batch_size", batch_size, 1, "groups of a micro-batch on one rank")
         super().__init__(
             dataset,
             max_length=max_prompt_length + max_new_tokens,
@@ -82,6 +90,7 @@ class OnPolicyData(CompletionData):
             batch_size=1,
             validation_batch_size=None,
             num_workers=0,
+            length_window=1,
             **kwargs,
         )
         at_least("passes", passes, 1, "sweeps over the buffer")
@@ -93,7 +102,7 @@ class OnPolicyData(CompletionData):
         self.reward, self.select, self.completions = reward, select, completions
         self.buffer, self.minibatch, self.passes = buffer, minibatch, passes
         self.sampling = Sampling(max_new_tokens, temperature, top_k, top_p, self.seed)
-        self.comparing = select != "best"
+        self.comparing, self.most_groups = select != "best", batch_size
 
     def choose(self, example: Example, report: SplitReport) -> Example | None:
         """The prompt alone."""
@@ -153,7 +162,7 @@ class OnPolicyData(CompletionData):
             raise RuntimeError("completions are drawn by the module of a trainer")
         learner: Learner = trainer.lightning_module  # type: ignore[assignment]
         rank, world_size = self._rank()
-        _check_share(self.minibatch, self.completions, world_size, trainer.accumulate_grad_batches)
+        _check_share(self.minibatch, self.completions, world_size, trainer.accumulate_grad_batches, self.most_groups)
         batches = self.train_batches(world_size) // self.passes
         assert self.oracle is not None
         collector = Collector(
@@ -170,20 +179,15 @@ class OnPolicyData(CompletionData):
         sizes = {"completions": self.completions, "buffer": self.buffer, "minibatch": self.minibatch}
         settings = {**sizes, "passes": self.passes, "select": self.select, "devices": world_size}
         settings["micro-batches of a sweep"] = batches
-        return BufferLoader(collector.collect, batches, self.passes, self.seed, rank, gathered, settings)
+
+        def stop() -> None:
+            trainer.should_stop = True
+
+        return BufferLoader(collector.collect, batches, self.passes, self.seed, rank, gathered, settings, stop)
 
     def val_dataloader(self) -> list[Any]:
         """None: a loss on completions of a dataset would say nothing of those the policy draws."""
         return []
-
-
-def gathered(value: Any) -> list[Any]:
-    """Every rank's value, on every rank."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return [value]
-    found: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(found, value)
-    return found
 
 
 def _check_multiple(name: str, value: int, of: str, unit: int) -> None:
@@ -194,11 +198,19 @@ def _check_multiple(name: str, value: int, of: str, unit: int) -> None:
         )
 
 
-def _check_share(minibatch: int, completions: int, world_size: int, accumulate: int) -> None:
+def _check_share(minibatch: int, completions: int, world_size: int, accumulate: int, most: int | None) -> None:
     if (minibatch // completions) % (world_size * accumulate):
         unit = completions * world_size * accumulate
         raise DataError(
             f"data.minibatch={minibatch} completions cannot be cut into {world_size} ranks times {accumulate} "
             f"micro-batches of whole groups of {completions}; make it a multiple of {unit}, for example "
             f"{-(-minibatch // unit) * unit}"
+        )
+    groups = minibatch // (completions * world_size * accumulate)
+    if most is not None and groups > most:
+        enough = accumulate * -(-groups // most)
+        raise DataError(
+            f"data.minibatch={minibatch} makes micro-batches of {groups} groups of {completions} completions, and "
+            f"data.batch_size={most} allows fewer: set trainer.accumulate_grad_batches to {enough} or more, or raise "
+            "data.batch_size"
         )

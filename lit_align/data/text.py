@@ -14,8 +14,8 @@ from lit_align.data.formats import Example
 from lit_align.data.messages import Text
 from lit_align.data.report import SplitReport
 from lit_align.data.rows import DataError, raise_bad_rows
-from lit_align.data.specials import Specials, completion_ids, find_specials, ids_of
 from lit_align.data.transcripts import transcript_messages
+from lit_align.specials import Specials, completion_ids, find_specials, ids_of, unended
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -135,7 +135,7 @@ def _render(
             report.drop("no human turn before the completion", example.place)
             return None
     if isinstance(example.prompt, str):
-        texts = [_unended(text, specials) for text in example.completions if isinstance(text, str)]
+        texts = [unended(text, specials) for text in example.completions if isinstance(text, str)]
         return _Rendered(example, example.prompt, texts, templated=False)
     if not templated:
         raise DataError(
@@ -145,7 +145,7 @@ def _render(
         )
     prompt = render_prompt(example.prompt, tokenizer)
     texts = [
-        _unended(render_completion(prompt, example.prompt, text, tokenizer, example.place), specials, strip=True)
+        unended(render_completion(prompt, example.prompt, text, tokenizer, example.place), specials, strip=True)
         for text in example.completions
         if not isinstance(text, str)
     ]
@@ -158,22 +158,6 @@ def _as_conversation(example: Example) -> Example:
         [{"role": "assistant", "content": text.strip()}] for text in example.completions if isinstance(text, str)
     ]
     return example._replace(prompt=transcript_messages(str(example.prompt)), completions=completions)
-
-
-def _unended(text: str, specials: Specials, strip: bool = False) -> str:
-    """The text without the end of sequence it may be written with, which is added as an id instead.
-
-    Args:
-        text: A completion.
-        specials: Of the tokenizer.
-        strip: Whether white space at the very end goes as well, as a template's line break after a turn.
-    """
-    bare = text.rstrip()
-    if not bare.endswith(specials.eos):
-        return bare if strip else text
-    while bare.rstrip().endswith(specials.eos):
-        bare = bare.rstrip().removesuffix(specials.eos)
-    return bare
 
 
 def _prompt_ids(

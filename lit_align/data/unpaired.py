@@ -25,6 +25,7 @@ class UnpairedData(CompletionData):
     """
 
     formats = (LABELLED, PAIR, IMPLICIT_PAIR, SCORED)
+    mismatched = True
 
     def choose(self, example: Example, report: SplitReport) -> Example | None:
         """The labelled completion, or a good and a bad one."""

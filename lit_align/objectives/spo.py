@@ -1,4 +1,4 @@
-"""SPO's preference term: a soft preference loss on log-likelihoods, without a reference."""
+"""SPO: a soft preference loss on log-likelihoods, and a KL to the reference on samples of the policy."""
 
 from __future__ import annotations
 
@@ -6,10 +6,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lit_align.batch import CompletionBatch, Loss
+from lit_align.batch import CompletionBatch, Loss, MixedBatch, completions_of
+from lit_align.checks import check_start
 from lit_align.errors import UserError
 from lit_align.module import AlignModule
 from lit_align.settings import OptimSettings, PairSettings, check
+
+UNBOUNDED = (
+    "model.alpha and model.beta are 0: the loss is then -μ s / 2, which has no lower bound; give an alpha above 0 "
+    "(0.01 is usual), or a beta above 0 for the KL regularizer on samples"
+)
+NO_SAMPLES = (
+    "SPO's KL regularizer (model.beta is {}) is taken on samples of the policy, and this data brings none: use "
+    "--data MixedData, or --model.beta 0 for the preference term alone"
+)
 
 
 def spo_loss(logps: Tensor, alpha: float, weight: Tensor | float = 1.0) -> Tensor:
@@ -54,42 +64,80 @@ def pair_logps(logps: Tensor) -> Tensor:
     return torch.logaddexp(wide[:, 0], wide[:, 1])
 
 
-class SPO(AlignModule):
-    """Soft preference optimization, arXiv 2405.00747: its preference term.
+def samples_kl(token_kl: Tensor) -> Tensor:
+    """KL of the policy to the reference over whole sequences, estimated on the policy's own samples.
 
-    The regularizer, a KL on samples of the policy, is not part of this version, so ``alpha`` must be above 0: without
-    the regularizer the loss at 0 has no lower bound.
+        KL̂ = mean_i sum_t KL(π_θ(·|x_i, y_i<t) ‖ π_ref(·|x_i, y_i<t)),   y_i ~ π_θ(·|x_i)
+        Eq. 9 to 11 of arXiv 2405.00747, which print a sum over the samples; a mean leaves β free of their number
+
+    Gradient flows through the KL at each prefix and not through what was sampled.
 
     Args:
-        alpha: Softness α, > 0.
-        gamma: Sharpness of the importance weights γ, >= 0; 0 weights all pairs alike.
+        token_kl: KL over the vocabulary at each position in nats, 0 at padding, (n, 1, L).
+
+    Returns:
+        KL̂ in nats a sample, (), >= 0.
+    """
+    return token_kl.sum(-1).mean()
+
+
+class SPO(AlignModule):
+    """Soft preference optimization, arXiv 2405.00747: the preference term of each pair plus β KL̂.
+
+    Trained on ``MixedData``; with ``beta`` 0 on pairs alone. An optimizer step minimizes the mean preference loss plus
+    β times the mean KL of its samples. Where its micro-batches differ in size, as at the end of an epoch, the samples
+    of each count by its pairs. Validation has no samples: its loss is the preference term.
+
+    Args:
+        alpha: Softness α, >= 0, usually 0.003 to 0.1; at 0 the loss has no lower bound but for β.
+        beta: Weight of the KL β, >= 0, > 0 where ``alpha`` is 0; usually 0.003 to 0.1.
+        gamma: Sharpness of the importance weights γ, >= 0, usually 0.01 to 0.1; 0 weights all pairs alike.
         pair: The model and its adapter.
         optim: The optimizer and its schedule.
     """
 
+    stats = ("kl_samples", "mu")
+    mixes = True
+
     def __init__(
         self,
         alpha: float = 0.01,
+        beta: float = 0.01,
         gamma: float = 0.0,
         pair: PairSettings = PairSettings(),
         optim: OptimSettings = OptimSettings(),
     ) -> None:
         super().__init__(pair, optim)
-        if alpha == 0:
-            raise UserError(
-                "model.alpha is 0: the loss is then -μ s / 2, which has no lower bound without the KL regularizer on "
-                "samples, and this version has none; give an alpha above 0 (0.01 is usual)"
-            )
-        check("model.alpha", alpha, alpha > 0, "greater than 0", "0.01")
+        check("model.alpha", alpha, alpha >= 0, "0 or more", "0.01")
+        check("model.beta", beta, beta >= 0, "0 or more", "0.01")
         check("model.gamma", gamma, gamma >= 0, "0 or more", "0.03")
-        self.alpha = alpha
-        self.gamma = gamma
+        if alpha == beta == 0:
+            raise UserError(UNBOUNDED)
+        self.alpha, self.beta, self.gamma = alpha, beta, gamma
 
-    def loss(self, batch: CompletionBatch) -> Loss:
-        """SPO's loss of each pair."""
-        logps = self.score(batch, reference=False).logps
+    def check_data(self, batch: CompletionBatch | MixedBatch) -> None:
+        """The regularizer needs samples."""
+        if self.beta > 0 and not isinstance(batch, MixedBatch):
+            raise UserError(NO_SAMPLES.format(self.beta))
+
+    def loss(self, batch: CompletionBatch | MixedBatch) -> Loss:
+        """SPO's loss of each pair; without samples, as in validation, its preference term."""
+        logps = self.score(completions_of(batch), reference=False).logps
         joint = pair_logps(logps)
         total, count = self.over_ranks(torch.stack([joint.sum(), torch.full_like(joint[0], len(joint))]))
         weight = soft_importance(logps, self.gamma, self.gamma * total / count)
-        value = spo_loss(logps, self.alpha, weight.to(logps.dtype))
-        return Loss(value, torch.ones_like(value), self.alpha * logps.detach(), {})
+        value, stats = spo_loss(logps, self.alpha, weight.to(logps.dtype)), {"mu": weight.mean()}
+        if self._trainer is not None and self.trainer.training:
+            self.check_data(batch)
+        if self.beta > 0 and isinstance(batch, MixedBatch):
+            kl = self._samples_kl(batch.samples.completions)
+            value, stats["kl_samples"] = value + self.beta * kl, kl.detach()
+        return Loss(value, torch.ones_like(value), (self.alpha or 1.0) * logps.detach(), stats)
+
+    def _samples_kl(self, samples: CompletionBatch) -> Tensor:
+        assert self.pair is not None
+        scores = self.pair.score(samples, kl=True)
+        if self.training_starts:
+            check_start(scores, self.pair_settings.model)
+        assert scores.token_kl is not None
+        return samples_kl(scores.token_kl)

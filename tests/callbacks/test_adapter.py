@@ -11,6 +11,7 @@ import yaml
 from lit_align.callbacks.adapter import SaveAdapter
 from lit_align.callbacks.run_folder import RunFolder
 from lit_align.callbacks.samples import SampleTable
+from lit_align.errors import UserError
 from tests.callbacks.toy import ToyData, ToyModule, trainer
 
 
@@ -73,6 +74,19 @@ def test_an_interrupted_run_keeps_what_it_learned(tmp_path: Path, capsys: pytest
     assert files(tmp_path / "run") >= SAVED
     assert "interrupted" in (tmp_path / "run" / "README.md").read_text()
     assert "interrupted after step 5" in capsys.readouterr().out
+
+
+def test_a_run_that_cannot_go_on_keeps_what_it_learned(tmp_path: Path) -> None:
+    class Unrewarded(Toy):
+        """Its reward breaks down."""
+
+        def on_train_batch_start(self, batch: object, batch_idx: int) -> None:
+            if batch_idx == 3:
+                raise UserError("the reward is away")
+
+    with pytest.raises(UserError, match="the reward is away"):
+        trainer(RunFolder(tmp_path / "run"), SaveAdapter()).fit(Unrewarded(), datamodule=ToyData())
+    assert files(tmp_path / "run") >= SAVED
 
 
 def test_other_errors_save_nothing(tmp_path: Path) -> None:

@@ -15,8 +15,8 @@ from lit_align.data import Demonstrations, PreferenceData, ScoredGroups, Unpaire
 from lit_align.data.completions import CompletionData
 from tests.data.conftest import byte_tokenizer, pair_rows, write_jsonl
 
-# Those that bring their completions along.
-KINDS = [getattr(modules, name) for name in modules.__all__ if name != "OnPolicyData"]
+# Those that bring all their completions along.
+KINDS = [getattr(modules, name) for name in modules.__all__ if name not in {"OnPolicyData", "MixedData"}]
 
 
 @pytest.fixture(params=KINDS, ids=lambda kind: kind.__name__)

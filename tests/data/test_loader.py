@@ -9,14 +9,22 @@ from lit_align.data.collate import Group, collate
 from lit_align.data.loader import ResumableLoader, TrainingOrder, ValidationOrder, training_batches, validation_loader
 from lit_align.data.rows import DataError
 
+LENGTHS = [(7 * number) % 40 + 1 for number in range(60)]
+"""Lengths of groups, no two alike among the first forty."""
+
 
 def groups(count: int) -> list[Group]:
     one = torch.ones(1, dtype=torch.int32)
     return [Group(row, one, [one, one], None) for row in range(count)]
 
 
-def loader(count: int = 13, batch_size: int = 2, seed: int = 0, workers: int = 0) -> ResumableLoader:
-    return ResumableLoader(groups(count), TrainingOrder(count, batch_size, seed), collate, workers)
+def windows(count: int, batch_size: int, rank: int = 0, world_size: int = 1, window: int = 3) -> TrainingOrder:
+    return TrainingOrder(count, batch_size, 0, rank, world_size, lengths=LENGTHS, window=window)
+
+
+def loader(count: int = 13, batch_size: int = 2, seed: int = 0, workers: int = 0, window: int = 1) -> ResumableLoader:
+    order = TrainingOrder(count, batch_size, seed, lengths=LENGTHS, window=window)
+    return ResumableLoader(groups(count), order, collate, workers)
 
 
 def rows(batches) -> list[list[int]]:
@@ -26,9 +34,10 @@ def rows(batches) -> list[list[int]]:
 SHAPES = list(itertools.product([1, 2, 5, 12, 13, 16, 17], [1, 2, 3, 8], [1, 2, 3]))
 
 
+@pytest.mark.parametrize("window", [1, 3])
 @pytest.mark.parametrize(("count", "batch_size", "world_size"), [s for s in SHAPES if s[0] >= s[2]])
-def test_every_epoch_shares_the_groups_among_the_ranks(count, batch_size, world_size):
-    ranks = [TrainingOrder(count, batch_size, 0, rank, world_size) for rank in range(world_size)]
+def test_every_epoch_shares_the_groups_among_the_ranks(count, batch_size, world_size, window):
+    ranks = [windows(count, batch_size, rank, world_size, window) for rank in range(world_size)]
     for epoch in (0, 1):
         for order in ranks:
             order.set_epoch(epoch)
@@ -41,27 +50,64 @@ def test_every_epoch_shares_the_groups_among_the_ranks(count, batch_size, world_
         assert world_size > 1 or len(seen) == count
 
 
-def test_the_global_batches_depend_only_on_the_global_batch_size():
-    alone = list(TrainingOrder(21, 4, 5))
-    pair = [list(TrainingOrder(21, 2, 5, rank, 2)) for rank in (0, 1)]
+@pytest.mark.parametrize("window", [1, 2])
+def test_the_global_batches_depend_only_on_the_global_batch_size(window):
+    alone = list(windows(21, 4, window=window))
+    pair = [list(windows(21, 2, rank, 2, window)) for rank in (0, 1)]
     together = [sorted(first + second) for first, second in zip(*pair, strict=True)]
     assert together == [sorted(batch) for batch in alone[: len(together)]]
     assert len(together) == 5  # the 21st group is too few for two ranks
 
 
-def test_the_order_is_a_pure_function_of_seed_and_epoch():
-    order = TrainingOrder(50, 4, seed=3)
+@pytest.mark.parametrize("window", [1, 4])
+def test_the_order_is_a_pure_function_of_seed_and_epoch(window):
+    options = {"lengths": LENGTHS, "window": window}
+    order = TrainingOrder(50, 4, seed=3, **options)
     first = list(order)
     order.set_epoch(1)
     second = list(order)
     torch.manual_seed(99)
-    fresh = TrainingOrder(50, 4, seed=3)
+    fresh = TrainingOrder(50, 4, seed=3, **options)
     fresh.set_epoch(1)
     assert list(fresh) == second != first
     fresh.set_epoch(0)
     assert list(fresh) == first
-    assert list(TrainingOrder(50, 4, seed=4)) != first
+    assert list(TrainingOrder(50, 4, seed=4, **options)) != first
     assert list(TrainingOrder(5, 2, seed=3, shuffle=False)) == [[0, 1], [2, 3], [4]]
+
+
+def test_a_window_holds_the_groups_it_would_unsorted_in_batches_of_neighbours_by_length():
+    plain, found = list(windows(38, 3, window=1)), list(windows(38, 3, window=4))
+    for start in (0, 4, 8):  # 12 whole batches in windows of 4, and the last two groups by themselves
+        before = [group for batch in plain[start : start + 4] for group in batch]
+        after = found[start : start + 4]
+        neighbours = sorted(before, key=LENGTHS.__getitem__)
+        cut = [neighbours[first : first + 3] for first in range(0, 12, 3)]
+        assert sorted(after, key=lambda batch: LENGTHS[batch[0]]) == cut
+    assert found[12] == plain[12]
+
+
+def test_the_batches_of_a_window_come_in_no_order_of_length():
+    order = windows(60, 2, window=30)
+    places = torch.zeros(30)
+    for epoch in range(40):
+        order.set_epoch(epoch)
+        lengths = torch.tensor([float(sum(LENGTHS[group] for group in batch)) for batch in order])
+        places += lengths.argsort().argsort()
+    assert (places / 40 - 14.5).abs().max() < 6  # the mean of 40 ranks from 0 to 29 deviates by 1.4
+
+
+def test_the_ranks_parts_of_a_sorted_batch_are_of_similar_length():
+    """Every second group of a sorted batch: the parts differ by less than the longest and the shortest of the batch."""
+    for first, second in zip(windows(40, 2, 0, 2, 10), windows(40, 2, 1, 2, 10), strict=True):
+        parts = [sum(LENGTHS[group] for group in part) for part in (first, second)]
+        lengths = [LENGTHS[group] for group in first + second]
+        assert abs(parts[0] - parts[1]) <= max(lengths) - min(lengths)
+
+
+def test_an_order_that_is_not_shuffled_is_not_sorted():
+    order = TrainingOrder(5, 2, seed=3, shuffle=False, lengths=[5, 4, 3, 2, 1], window=2)
+    assert list(order) == [[0, 1], [2, 3], [4]]
 
 
 @pytest.mark.parametrize(("count", "batch_size", "world_size"), [s for s in SHAPES if s[0] >= s[2]])
@@ -80,15 +126,15 @@ def test_more_ranks_than_groups_are_refused_with_a_remedy(order):
         order()
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_loader_continues_where_another_stopped(workers):
-    whole = rows(loader())
-    stopped = loader(workers=workers)
+@pytest.mark.parametrize(("workers", "window"), [(0, 1), (2, 1), (0, 2)])
+def test_a_loader_continues_where_another_stopped(workers, window):
+    whole = rows(loader(window=window))
+    stopped = loader(workers=workers, window=window)
     batches = iter(stopped)
     seen = rows([next(batches) for _ in range(3)])
     state = stopped.state_dict()
     del batches
-    resumed = loader(workers=workers)
+    resumed = loader(workers=workers, window=window)
     resumed.load_state_dict(state)
     assert len(resumed) == 7
     assert seen + rows(resumed) == whole
@@ -118,6 +164,7 @@ def test_loaders_leave_the_global_random_stream_alone():
     [
         (lambda: loader(batch_size=3), "global batch size was 2, is 3"),
         (lambda: loader(seed=1), "seed was 0, is 1"),
+        (lambda: loader(window=2), "length_window was 1, is 2"),
         (lambda: loader(count=14), "hash of rows and lengths"),
     ],
 )

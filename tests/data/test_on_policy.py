@@ -174,6 +174,23 @@ def test_a_reward_that_never_tells_completions_apart_stops_the_run(source: Path)
         fit(source, reward=lambda prompts, completions: [1.0] * len(completions), select="best_and_worst")
 
 
+def test_a_policy_with_nothing_left_to_learn_ends_the_run_in_order(
+    source: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    calls = []
+
+    def satisfied(prompts: list[str], completions: list[str]) -> list[float]:
+        calls.append(len(completions))
+        return letters(prompts, completions) if len(calls) <= 2 else [1.0] * len(completions)
+
+    with caplog.at_level(logging.WARNING, logger="lit_align"):
+        actor = fit(source, reward=satisfied, select="best_and_worst", trainer={"max_epochs": 9})
+    assert actor.trainer.global_step == 4
+    assert len(calls) == 2 + 8
+    assert "training ends after 2 iterations" in caplog.text
+    assert not actor.trainer.interrupted
+
+
 class Faulty:
     """A reward that fails for some prompts, in some way."""
 
@@ -258,6 +275,8 @@ def test_a_buffer_of_other_sizes_is_not_gone_on_with(source: Path, tmp_path: Pat
         ({"temperature": 0.0}, "data.temperature=0.0 must be greater than 0"),
         ({"reward": None}, "data.reward is not set"),
         ({"trainer": {"accumulate_grad_batches": 4}}, "make it a multiple of 8"),
+        ({"batch_size": 1}, "set trainer.accumulate_grad_batches to 2"),
+        ({"max_length": 258}, "data.max_length=258 must be at least 259"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused_with_the_remedy(source: Path, arguments: dict[str, Any], says: str) -> None:
@@ -266,7 +285,7 @@ def test_sizes_that_do_not_fit_are_refused_with_the_remedy(source: Path, argumen
 
 
 def test_every_sweep_has_an_order_of_its_own() -> None:
-    loader = BufferLoader(lambda place: (None, place), 3, 2, 0, 0, lambda value: [value], {})  # type: ignore[arg-type,return-value]
+    loader = BufferLoader(lambda place: (None, place), 3, 2, 0, 0, lambda value: [value], {}, lambda: None)  # type: ignore[arg-type,return-value]
     orders = []
     for loader.iteration in (1, 2):
         found = torch.cat(loader._order(12)).tolist()

@@ -46,10 +46,15 @@ def source(tmp_path) -> Path:
 
 
 def fit(
-    source: Path, resume: Path | None = None, workers: int = 0, checkpoints: dict | None = None, **trainer
+    source: Path,
+    resume: Path | None = None,
+    workers: int = 0,
+    checkpoints: dict | None = None,
+    window: int = 1,
+    **trainer,
 ) -> Recorder:
     module = Recorder()
-    data = PreferenceData(str(source), batch_size=2, num_workers=workers)
+    data = PreferenceData(str(source), batch_size=2, num_workers=workers, length_window=window)
     callbacks = [ModelCheckpoint(save_top_k=-1, filename="{step}", **checkpoints)] if checkpoints else []
     options = {"max_epochs": EPOCHS, "num_sanity_val_steps": 0, **trainer}
     Trainer(
@@ -89,6 +94,14 @@ def test_every_step_resumes_exactly(source, tmp_path, trainer):
     for step in (1, 3, 5, 6, 7, 8, 10, 14, 15):
         resumed = fit(source, folder / f"step={step}.ckpt", **trainer).seen
         assert resumed == whole[step:], step
+
+
+def test_batches_of_similar_length_resume_exactly(source, tmp_path):
+    folder = tmp_path / "steps"
+    whole = fit(source, checkpoints={"dirpath": folder, "every_n_train_steps": 1}, window=3).seen
+    assert whole != fit(source).seen
+    for step in (1, 3, 6, 7, 8, 14, 15):
+        assert fit(source, folder / f"step={step}.ckpt", window=3).seen == whole[step:], step
 
 
 def test_accumulated_steps_resume_exactly(source, tmp_path):

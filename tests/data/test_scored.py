@@ -1,8 +1,9 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
-from lit_align.data import ScoredGroups
+from lit_align.data import PreferenceData, ScoredGroups
 from lit_align.data.rows import DataError
 from tests.data.conftest import byte_tokenizer, everything, texts_of, validating, write_jsonl
 
@@ -14,6 +15,7 @@ def row(number: int, *completions: tuple[str, float]) -> dict:
 
 FOUR = row(0, ("c", 0.5), ("a", 3.0), ("d", -1.0), ("b", 2.0))
 TWO = row(1, ("worse", 0.0), ("better", 1.0))
+PAIR = {"prompt": "Q", "chosen": " yes", "rejected": " no"}
 
 
 def read(path, *rows: dict, **options):
@@ -122,3 +124,21 @@ def test_every_completion_of_a_row_shares_its_tokens_among_the_pairs(tmp_path):
     data.load(byte_tokenizer())
     held = {ids.data_ptr() for group in data.train_dataloader().dataset for ids in group.completion_ids}
     assert len(held) == 4
+
+
+def test_the_rewards_of_all_training_completions_are_what_one_is_compared_with(tmp_path):
+    data = validating(ScoredGroups, tmp_path, [FOUR, TWO, row(3, ("a", 1), ("b", 1))], max_dropped=0.5)
+    assert data.training_rewards.dtype == torch.float32
+    assert sorted(data.training_rewards.tolist()) == [-1, 0, 0.5, 1, 2, 3]
+    held = ScoredGroups(str(write_jsonl(tmp_path / "b.jsonl", [FOUR, TWO])), validation_size=1)
+    assert held.training_rewards is None
+    held.load(byte_tokenizer())
+    kept, validation = (held._train, held._validation)
+    assert sorted(held.training_rewards.tolist()) == sorted(kept[0].rewards)
+    assert len(kept) == len(validation) == 1
+
+
+def test_data_without_rewards_has_none_to_compare_with(tmp_path):
+    data = PreferenceData(str(write_jsonl(tmp_path / "a.jsonl", [PAIR])), validation_size=0)
+    data.load(byte_tokenizer())
+    assert data.training_rewards is None

@@ -6,6 +6,7 @@ from lit_align.data.formats import Example
 from lit_align.data.report import SplitReport
 from lit_align.data.rows import DataError
 from lit_align.data.text import Limits, tokenize
+from lit_align.errors import UserError
 from tests.data.conftest import CHATML, COUNTING, STRICT, byte_tokenizer, spaced_tokenizer
 
 ROOMY = Limits(10_000, 5_000)
@@ -99,7 +100,7 @@ def test_what_a_template_writes_after_the_end_is_left_off():
 
 
 def test_no_end_of_sequence_is_an_error_with_a_remedy():
-    with pytest.raises(DataError, match=r"no end-of-sequence token.*set eos_token in its tokenizer_config.json"):
+    with pytest.raises(UserError, match=r"no end-of-sequence token.*set eos_token in its tokenizer_config.json"):
         run(text_example("Q", "a", "b"), byte_tokenizer(eos=None))
 
 

@@ -43,6 +43,7 @@ class Groups(LightningDataModule):
 
     def __init__(self, groups: CompletionBatch, sizes: list[int]) -> None:
         super().__init__()
+        self.training_rewards = None if groups.reward is None else groups.reward[groups.present]
         self.parts = [groups.rows(slice(sum(sizes[:i]), sum(sizes[: i + 1]))) for i in range(len(sizes))]
 
     def train_dataloader(self) -> DataLoader[Any]:

@@ -12,8 +12,10 @@ from torch.nn.functional import logsigmoid, relu, softplus
 
 from lit_align import objectives
 from lit_align.batch import CompletionBatch, Scores
+from lit_align.checks import check_groups
 from lit_align.data.collate import Group
-from lit_align.data.unpaired import collate_unpaired
+from lit_align.data.unpaired import UnpairedData, collate_unpaired
+from lit_align.errors import UserError
 from lit_align.module import AlignModule
 from lit_align.settings import PairSettings
 from tests.families import save_tiny
@@ -171,7 +173,7 @@ def test_kto_trains_on_one_sided_batches_and_on_batches_of_one(labels: tuple[flo
     assert all(value.isfinite() for value in module.monitor.training_steps.compute().values())
 
 
-@pytest.mark.parametrize("name", ["EXORw", "DPORw", "RRHF", "RewardModel", "SFT"])
+@pytest.mark.parametrize("name", ["EXORw", "DPORw", "RRHF", "RewardModel", "SFT", "BestOfN"])
 def test_groups_of_unequal_size_count_as_if_alone(name: str, model: str) -> None:
     """A column that pads a group changes neither its loss nor the gradient."""
     module = disturbed(name, model, {})
@@ -199,3 +201,11 @@ def test_groups_of_unequal_size_count_as_if_alone(name: str, model: str) -> None
         torch.testing.assert_close((found.value * found.weight)[b].sum(), total, atol=1e-5, rtol=1e-5)
     for p, q in zip(gradient, [p.grad for p in module.parameters() if p.grad is not None], strict=True):
         torch.testing.assert_close(p, q, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["SFT", "REINFORCE", "RWR", "ReST", "BestOfN"])
+def test_the_mismatched_completions_of_unpaired_data_are_refused_by_all_that_would_learn_from_them(name: str) -> None:
+    batch = random_groups(3, 1)._replace(reward=torch.ones(3, 1))
+    check_groups(objectives.KTO, UnpairedData("labels.jsonl"), batch)  # type: ignore[attr-defined]
+    with pytest.raises(UserError, match=f"{name} learns from every completion .* UnpairedData puts that of another"):
+        check_groups(getattr(objectives, name), UnpairedData("labels.jsonl"), batch)

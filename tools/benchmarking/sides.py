@@ -79,7 +79,8 @@ class Ours(Side):
 
     def cells(self, groups: Sequence[Group]) -> tuple[int, int]:
         """Of the layout in use."""
-        rows = (tree_rows if self.pair.trees else separate_rows)(collate(groups))
+        batch, width = collate(groups), self.pair.base.config.hidden_size
+        rows = tree_rows(batch, width) if self.pair.trees else separate_rows(batch)
         return int((rows.group >= 0).sum()), rows.group.numel()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -12,48 +11,15 @@ from torch import Tensor
 
 from lit_align.assets import resolve
 from lit_align.batch import Sampling
-from lit_align.data import parsers
-from lit_align.data.chat import render_prompt
+from lit_align.commands.prompts import GIVEN, as_text, distinct
 from lit_align.data.collate import collate
-from lit_align.data.fields import DroppedRow, list_of, text_of
-from lit_align.data.formats import (
-    CONVERSATION,
-    DEMONSTRATION,
-    IMPLICIT_PAIR,
-    LABELLED,
-    PAIR,
-    SCORED,
-    Example,
-    Format,
-    read_examples,
-)
-from lit_align.data.messages import is_blank
+from lit_align.data.formats import PROMPT, Example, read_examples
 from lit_align.data.report import SplitReport
 from lit_align.data.sources import read_rows
 from lit_align.data.text import Limits, tokenize
-from lit_align.data.transcripts import transcript_messages
 from lit_align.models import load_tokenizer
 from lit_align.pair import PolicyReferencePair
 from lit_align.settings import LoraSettings, PairSettings
-
-
-def completions_alone(fields: dict[str, Any]) -> parsers.Parts:
-    """prompt, completions: as scored ones, without rewards; empty ones are left out."""
-    prompt, texts, _ = parsers.scored(fields | {"rewards": [0.0] * len(list_of(fields, "completions"))})
-    kept = [text for text in texts if not is_blank(text)]
-    if not kept:
-        raise DroppedRow("no completion")
-    return prompt, kept, None
-
-
-def prompt_alone(fields: dict[str, Any]) -> parsers.Parts:
-    """prompt: text or messages."""
-    return text_of(fields, "prompt"), [], None
-
-
-GROUPS = Format(("prompt", "completions"), completions_alone)
-PROMPT = Format(("prompt",), prompt_alone)
-GIVEN = (SCORED, GROUPS, PAIR, IMPLICIT_PAIR, LABELLED, DEMONSTRATION, CONVERSATION)
 
 
 def read(given: argparse.Namespace) -> tuple[list[Example], SplitReport]:
@@ -63,7 +29,7 @@ def read(given: argparse.Namespace) -> tuple[list[Example], SplitReport]:
     columns = dict(pair.partition("=")[::2] for pair in given.columns)
     examples = read_examples(source, columns, report, (*GIVEN, PROMPT) if given.model else GIVEN, least=1)
     if given.model:
-        examples = list({json.dumps(one.prompt): one for one in examples}.values())
+        examples = distinct(examples)
     return examples, report
 
 
@@ -113,17 +79,6 @@ class Policy:
 
     def _text(self, ids: list[int]) -> str:
         return str(self.tokenizer.decode(ids, skip_special_tokens=True))
-
-
-def as_text(example: Example, tokenizer: Any) -> str:
-    """A prompt as a reward reads it: text as it is, messages by the chat template where there is one."""
-    prompt = example.prompt
-    templated = tokenizer is not None and tokenizer.chat_template is not None
-    if example.transcript and templated:
-        prompt = transcript_messages(str(prompt))
-    if isinstance(prompt, str):
-        return prompt
-    return render_prompt(prompt, tokenizer) if templated else "\n".join(message["content"] for message in prompt)
 
 
 def content(completion: Any) -> str:

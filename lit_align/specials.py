@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from lit_align.data.rows import DataError
+from lit_align.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -55,11 +55,11 @@ def find_specials(tokenizer: PreTrainedTokenizerBase) -> Specials:
     """Probe a tokenizer once.
 
     Raises:
-        DataError: If it has no end of sequence, since a model cannot learn to stop without one.
+        UserError: If it has no end of sequence, since a model cannot learn to stop without one.
     """
     eos_id, eos = tokenizer.eos_token_id, tokenizer.eos_token
     if eos_id is None or eos is None:
-        raise DataError(
+        raise UserError(
             f'the tokenizer of "{tokenizer.name_or_path}" has no end-of-sequence token, so completions could not end; '
             'set eos_token in its tokenizer_config.json, for example "</s>", to a token of its vocabulary'
         )
@@ -72,6 +72,22 @@ def find_specials(tokenizer: PreTrainedTokenizerBase) -> Specials:
         bos=tokenizer.bos_token,
         anchor=ids_of(tokenizer, [_ANCHOR])[0] if spaced else None,
     )
+
+
+def unended(text: str, specials: Specials, strip: bool = False) -> str:
+    """The text without the end of sequence it may be written with, which is added as an id instead.
+
+    Args:
+        text: A completion.
+        specials: Of the tokenizer.
+        strip: Whether white space at the very end goes as well, as a template's line break after a turn.
+    """
+    bare = text.rstrip()
+    if not bare.endswith(specials.eos):
+        return bare if strip else text
+    while bare.rstrip().endswith(specials.eos):
+        bare = bare.rstrip().removesuffix(specials.eos)
+    return bare
 
 
 def completion_ids(tokenizer: PreTrainedTokenizerBase, specials: Specials, texts: Sequence[str]) -> list[list[int]]:

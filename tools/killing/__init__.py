@@ -1,0 +1,1 @@
+"""Parts of ``tools/kill_test.py``."""
