@@ -8,6 +8,7 @@ CPU's heap from the same requests for memory in the same order.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -66,6 +67,17 @@ class Estimate:
     head: int
     backward: int
     heap: int = 0
+
+    def beside(self, other: Estimate) -> Estimate:
+        """Both, where the activations of one are kept while the other is scored."""
+        return replace(
+            self,
+            reference=max(self.reference, self.activations + other.reference),
+            activations=self.activations + other.activations,
+            head=max(self.head, other.head),
+            backward=max(self.backward, other.backward),
+            heap=self.heap + other.heap,
+        )
 
     @property
     def held(self) -> int:
@@ -130,6 +142,17 @@ class Planner:
             return found
         grown = growth(requests(self.model, self.head, *load))
         return replace(found, heap=0 if grown is None else max(0, grown - found.passes))
+
+    def together(self, batches: Sequence[CompletionBatch]) -> Estimate:
+        """The peak where several batches are scored before one backward pass.
+
+        Args:
+            batches: One or more.
+        """
+        first, *others = (self.estimate(self.load(batch)) for batch in batches)
+        for other in others:
+            first = first.beside(other)
+        return first
 
     def load(self, batch: CompletionBatch) -> Load:
         """A micro-batch as this model's forward pass sees it."""

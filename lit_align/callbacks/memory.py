@@ -12,8 +12,9 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_align.batch import CompletionBatch
-from lit_align.data.collate import collate
-from lit_align.data.loader import ResumableLoader
+from lit_align.data.collate import Group, collate
+from lit_align.data.completions import CompletionData
+from lit_align.data.mixed import MixedData
 from lit_align.data.on_policy import OnPolicyData
 from lit_align.errors import UserError
 from lit_align.planner import Estimate, Planner
@@ -21,8 +22,7 @@ from lit_align.settings import PairSettings
 
 log = logging.getLogger(__name__)
 
-UNKNOWN = (RuntimeError, NotImplementedError, TypeError, ValueError, KeyError, AttributeError)
-"""What a model of an unusual architecture may raise when it is walked through without weights."""
+UNTOLD = "the memory of this run cannot be told beforehand: %s"
 
 
 class MemoryPlan(Callback):
@@ -44,35 +44,54 @@ class MemoryPlan(Callback):
         settings: PairSettings | None = getattr(pl_module, "pair_settings", None)
         if stage != "fit" or settings is None or not trainer.is_global_zero:
             return
-        device = trainer.strategy.root_device
-        try:
-            batches = heaviest(trainer.datamodule, trainer)  # type: ignore[attr-defined]
-            self._plan(Planner(settings, device), batches, device, settings)
-        except UserError:
-            raise
-        except UNKNOWN as error:
-            log.info("the memory of this run cannot be told beforehand: %s", error)
-
-    def _plan(
-        self, planner: Planner, batches: Sequence[CompletionBatch], device: torch.device, settings: PairSettings
-    ) -> None:
-        if not batches:
-            log.info("the memory of this run cannot be told beforehand: the data module does not say its batches")
-            return
-        estimate = max((planner.estimate(planner.load(batch)) for batch in batches), key=lambda one: one.total)
-        longest = max((group for batch in batches for group in groups_of(batch)), key=tokens_of)
-        own, room = program(device), free(device)
-        largest = planner.largest(planner.load(longest), room, estimate)
-        self.expected = own + estimate.total
-        print(plan_line(estimate, own, room, largest, int(tokens_of(longest)), device), flush=True)
-        if estimate.total > room:
-            log.warning("%s", remedy(estimate, room, largest, settings))
+        share = trainer.world_size * trainer.accumulate_grad_batches
+        self.expected = plan(settings, trainer.datamodule, trainer.strategy.root_device, share)  # type: ignore[attr-defined]
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say what it was."""
         if self.expected is not None:
             found = peak(trainer.strategy.root_device)
             print(f"memory: the peak was {_size(found)}, {found / self.expected:.2f} of what was expected", flush=True)
+
+
+def plan(settings: PairSettings, data: Any, device: torch.device, share: int) -> int | None:
+    """Print what a run is expected to take, and warn where that is more than there is.
+
+    Args:
+        settings: Model, precision and adapter.
+        data: The data module, loaded.
+        device: Where the run would be.
+        share: Micro-batches of an optimizer step, over all ranks.
+
+    Returns:
+        Bytes of the expected peak, or None where it cannot be told; the log then says why.
+
+    Raises:
+        UserError: If there is no such model.
+    """
+    try:
+        return _plan(settings, data, device, share)
+    except UserError:
+        raise
+    except Exception as error:  # an unusual model may raise anything when it is walked through without weights
+        log.info(UNTOLD, f"{type(error).__name__}: {error}")
+        return None
+
+
+def _plan(settings: PairSettings, data: Any, device: torch.device, share: int) -> int | None:
+    steps = heaviest(data, share)
+    if not steps:
+        log.info(UNTOLD, f"{type(data).__name__} does not say its batches")
+        return None
+    planner = Planner(settings, device)
+    estimate = max((planner.together(step) for step in steps), key=lambda one: one.total)
+    longest = max((group for step in steps for group in groups_of(step[0])), key=tokens_of)
+    own, room = program(device), free(device)
+    largest = planner.largest(planner.load(longest), room, estimate)
+    print(plan_line(estimate, own, room, largest, int(tokens_of(longest)), device), flush=True)
+    if estimate.total > room:
+        log.warning("%s", remedy(estimate, room, largest, settings))
+    return own + estimate.total
 
 
 def plan_line(estimate: Estimate, own: int, room: int, largest: int, tokens: int, device: torch.device) -> str:
@@ -107,31 +126,40 @@ def remedy(estimate: Estimate, room: int, largest: int, settings: PairSettings) 
     return f"the expected peak exceeds the {_size(room)} that are left by {_size(estimate.total - room)}: {what}"
 
 
-def heaviest(data: Any, trainer: Trainer) -> list[CompletionBatch]:
-    """The training micro-batches of most tokens and with the longest group; none where the data does not tell."""
+def heaviest(data: Any, share: int) -> list[list[CompletionBatch]]:
+    """The training micro-batches of most tokens and with the longest group; none where the data does not tell.
+
+    Args:
+        data: The data module, loaded.
+        share: Micro-batches of an optimizer step, over all ranks.
+
+    Returns:
+        Of each the batches that are scored one after the other before the backward pass: one, or two of mixed data.
+    """
     if isinstance(data, OnPolicyData):
-        return [drawn(data, trainer.world_size * trainer.accumulate_grad_batches)]
-    loader = data.train_dataloader() if data is not None else None
-    if not isinstance(loader, ResumableLoader):
+        columns = data.examples(1).present.shape[1]
+        size = data.minibatch // (data.completions * share)
+        return [[drawn(data.groups, size, columns, data.sampling.max_new_tokens)]]
+    if not isinstance(data, CompletionData):
         return []
-    groups: Any = loader.dataset
-    lengths = [len(group.prompt_ids) + sum(map(len, group.completion_ids)) for group in groups]
-    batches = loader.order.batches()
-    chosen = [max(batches, key=lambda batch, by=by: by(lengths[i] for i in batch)) for by in (sum, max)]  # type: ignore[misc]
-    return [loader.collate_fn([groups[i] for i in batch]) for batch in chosen]
+    loader = CompletionData.train_dataloader(data)  # mixed data has the same pairs in a loader that needs a policy
+    groups, batches = data.groups, loader.order.batches()
+    chosen = [max(batches, key=lambda batch, by=by: by(groups[i].tokens for i in batch)) for by in (sum, max)]  # type: ignore[misc]
+    beside = [drawn(groups, data.samples // share, 1, data.sampling.max_new_tokens)] if isinstance(data, MixedData) else []
+    return [[loader.collate_fn([groups[i] for i in batch]), *beside] for batch in chosen]
 
 
-def drawn(data: OnPolicyData, share: int) -> CompletionBatch:
+def drawn(groups: Sequence[Group], size: int, columns: int, tokens: int) -> CompletionBatch:
     """The longest prompts with completions that fill their budget.
 
     Args:
-        data: The data.
-        share: Micro-batches of a minibatch, over all ranks.
+        groups: The prompts.
+        size: How many of them.
+        columns: Completions of each.
+        tokens: The budget.
     """
-    size = max(1, data.minibatch // (data.completions * share))
-    full = torch.ones(data.sampling.max_new_tokens, dtype=torch.int32)
-    columns = data.examples(1).present.shape[1]
-    longest = sorted(data.groups, key=lambda group: len(group.prompt_ids))[-size:]
+    full = torch.ones(tokens, dtype=torch.int32)
+    longest = sorted(groups, key=lambda group: len(group.prompt_ids))[-max(1, size) :]
     return collate([group._replace(completion_ids=[full] * columns, rewards=None) for group in longest])
 
 
