@@ -158,7 +158,8 @@ class Planner:
         """A micro-batch as this model's forward pass sees it."""
         trees = self.config.model_type in TREE_FAMILIES
         rows = tree_rows(batch, self.config.get_text_config().hidden_size) if trees else separate_rows(batch)
-        return Load(*rows.input_ids.shape, len(rows.predictor))
+        height, length = rows.input_ids.shape
+        return Load(height, length, len(rows.predictor))
 
     def largest(self, group: Load, memory: int, like: Estimate) -> int:
         """The most groups of a micro-batch that fit.

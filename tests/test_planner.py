@@ -38,7 +38,7 @@ def test_the_ledger_counts_what_lives() -> None:
         a = torch.zeros(10, 100)
         b = a + 1
         assert (ledger.live, ledger.peak) == (8000, 8000)
-        c = b.t().reshape(100, 10).view(-1)  # reshape copies what it cannot view
+        c = b.t().reshape(-1)  # which copies what it cannot view
         assert ledger.live == 12000
         del b
         assert (ledger.live, ledger.peak) == (8000, 12000)
@@ -102,7 +102,9 @@ def test_checkpointing_keeps_the_inputs_of_layers(tmp_path: Path) -> None:
 def test_every_family_is_walked_and_grows_with_its_rows(family: str, tmp_path: Path) -> None:
     found = planner(save_tiny(family, tmp_path))
     one, two, five = (walk(found.model, rows, 24) for rows in (1, 2, 5))
-    assert one.along(two, 5) == five
+    # A peak is the highest of several moments, and which of them it is can change with the rows.
+    assert one.along(two, 5).backward == pytest.approx(five.backward, rel=0.01)
+    assert one.along(two, 5).kept == five.kept
     assert one.kept < two.kept
     assert one.reference < one.kept
 

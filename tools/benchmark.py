@@ -30,7 +30,7 @@ import warnings
 from pathlib import Path
 
 from benchmarking.clock import take_turns
-from benchmarking.experiments import LIMITS, Experiment, build, chosen
+from benchmarking.experiments import Experiment, build, chosen
 from benchmarking.memory import peak
 from benchmarking.models import make
 from benchmarking.report import Result, as_json, tables
@@ -56,7 +56,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         default=os.cpu_count(),
         help="threads for the wall time; 0 leaves it out, for a busy machine",
     )
-    add("--out", type=Path, help="write all figures to this JSON file")
+    add("--out", type=Path, help="write the figures to this JSON file, after each table")
     parser.set_defaults(size="full")
     given = parser.parse_args(arguments)
     if given.repeats < 1 or given.threads < 0:
@@ -77,7 +77,7 @@ def run(experiment: Experiment, repeats: int, threads: int, folder: Path) -> dic
     for name, side in sides.items():
         bare = isinstance(side, Limit)
         memory = None
-        if experiment.memory and name not in LIMITS:
+        if experiment.memory and not bare:
             say(f"peak memory, {name}")
             memory = peak(name, model, largest, folder)
         cells = [(0, 1)] if bare else [side.cells(batch) for batch in batches]
@@ -106,12 +106,15 @@ def main(arguments: list[str] | None = None) -> int:
     repeats = given.repeats if given.size == "full" else 1
     with tempfile.TemporaryDirectory() as folder:
         experiments = chosen(given.size, repeats, given.only)
-        results = {one.key: run(one, repeats, given.threads, Path(folder)) for one in experiments}
+        results: dict[str, dict[str, Result]] = {}
+        for one in experiments:
+            results[one.key] = run(one, repeats, given.threads, Path(folder))
+            if given.out is not None:  # after each, so that a run that is cut short leaves something
+                written = as_json(experiments[: len(results)], results, given.threads)
+                given.out.write_text(json.dumps(written, indent=1), encoding="utf-8")
     console = Console(width=None if sys.stdout.isatty() else 150)
     for table in tables(experiments, results):
         console.print(table)
-    if given.out is not None:
-        given.out.write_text(json.dumps(as_json(experiments, results, given.threads), indent=1), encoding="utf-8")
     return 0
 
 

@@ -145,7 +145,9 @@ def heaviest(data: Any, share: int) -> list[list[CompletionBatch]]:
     loader = CompletionData.train_dataloader(data)  # mixed data has the same pairs in a loader that needs a policy
     groups, batches = data.groups, loader.order.batches()
     chosen = [max(batches, key=lambda batch, by=by: by(groups[i].tokens for i in batch)) for by in (sum, max)]  # type: ignore[misc]
-    beside = [drawn(groups, data.samples // share, 1, data.sampling.max_new_tokens)] if isinstance(data, MixedData) else []
+    beside = (
+        [drawn(groups, data.samples // share, 1, data.sampling.max_new_tokens)] if isinstance(data, MixedData) else []
+    )
     return [[loader.collate_fn([groups[i] for i in batch]), *beside] for batch in chosen]
 
 

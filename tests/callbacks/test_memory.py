@@ -60,7 +60,7 @@ def test_the_heaviest_batches_have_most_tokens_and_the_longest_group(tmp_path: P
     rows.load(byte_tokenizer())
     batches = list(rows.train_dataloader())
     totals = [int(batch.prompt_mask.sum() + batch.completion_mask.sum()) for batch in batches]
-    most, longest = memory.heaviest(rows, trainer())
+    (most,), (longest,) = memory.heaviest(rows, 1)
     assert int(most.prompt_mask.sum() + most.completion_mask.sum()) == max(totals)
     assert longest.prompt_mask.sum(-1).max() == 30
 
@@ -71,7 +71,7 @@ def test_fresh_completions_are_planned_at_their_full_budget(tmp_path: Path) -> N
         str(rows), len, completions=4, buffer=16, minibatch=8, max_new_tokens=9, validation_size=0, select="ranked"
     )
     fresh.load(byte_tokenizer())
-    (batch,) = memory.heaviest(fresh, trainer())
+    ((batch,),) = memory.heaviest(fresh, 1)
     assert batch.prompt_mask.sum(-1).tolist() == [7, 8]
     assert batch.lengths.tolist() == [[9] * 4] * 2
 
@@ -82,7 +82,7 @@ def test_a_device_that_is_too_small_is_warned_of(
     settings, rows = PairSettings(model), data(tmp_path)
     rows.load(byte_tokenizer())
     planner = Planner(settings, torch.device("cpu"))
-    load = planner.load(memory.heaviest(rows, trainer())[1])
+    load = planner.load(memory.heaviest(rows, 1)[1][0])
     alone = planner.estimate(load._replace(rows=1, scored=load.scored // load.rows))
     monkeypatch.setattr(memory, "free", lambda device: alone.total + 1000)
     with caplog.at_level(logging.WARNING):

@@ -104,3 +104,22 @@ def test_ratios_go_repeat_by_repeat_and_targets_are_judged(tool: Any) -> None:
     assert Verdict.of(speed, results) == Verdict(None, Ratio(5, 5, 5), None, False)
     memory = Target("", "row", "ours", "TRL", "memory", 0.4, False)
     assert Verdict.of(memory, results) == Verdict(None, None, 0.5, False)
+
+
+def test_a_known_reference_is_looked_up_and_an_emptied_cache_is_not(tool: Any, tmp_path: Path) -> None:
+    from benchmarking.experiments import build
+    from benchmarking.models import make
+    from benchmarking.work import synthetic
+
+    model, (groups,) = make("tiny", tmp_path), synthetic(6, 4, 2, 2, 1, 32000).batches
+    for name, passes in (("ours, empty cache", 2), ("ours, full cache", 1)):
+        side, seen = build(name, model), []
+        side.prepare(groups)
+        side.pair.base.base_model.register_forward_hook(lambda *_, seen=seen: seen.append(1))
+        side.step(groups)
+        assert len(seen) == passes
+
+
+def test_a_name_that_is_no_table_is_refused_with_those_there_are(tool: Any) -> None:
+    with pytest.raises(SystemExit, match="there are k8"):
+        tool.main(["--smallest", "--only", "hhh"])

@@ -67,6 +67,7 @@ def take_turns(
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     for side in sides.values():
+        side.prepare(batches[0][:1])
         side.step(batches[0][:1])  # first calls allocate, import and choose kernels
     names = list(sides)
     for number in range(repeats):
@@ -74,11 +75,13 @@ def take_turns(
         turn = number % len(names)
         for name in names[turn:] + names[:turn]:
             say(f"repeat {number + 1}/{repeats}, {name}")
+            sides[name].prepare(batch)
             if threads:
                 torch.set_num_threads(threads)
                 begin = time.perf_counter()
                 sides[name].step(batch)
                 found[name].wall.append(time.perf_counter() - begin)
+                sides[name].prepare(batch)
             torch.set_num_threads(1)
             begin = time.process_time()
             sides[name].step(batch)

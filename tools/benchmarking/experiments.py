@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any, Literal, NamedTuple
 
 from benchmarking.sides import Limit, Ours, Side
@@ -13,10 +14,13 @@ SIDES: dict[str, tuple[Callable[..., Side] | None, dict[str, Any]]] = {
     "ours, ε-DPO": (Ours, {"epsilon": 0.01}),
     "ours, with KL": (Ours, {"kl": True}),
     "ours, separate rows": (Ours, {"trees": False}),
+    "ours, empty cache": (Ours, {"known": False}),
+    "ours, full cache": (Ours, {"known": True}),
     "TRL": (None, {}),
     "TRL, activations kept": (None, {"checkpointing": False}),
     "TRL, head as on a GPU": (None, {"checkpointing": False, "compact": True}),
     "limit": (Limit, {}),
+    "limit, reference known": (Limit, {"cached": True}),
     "limit, head everywhere": (Limit, {"everywhere": True}),
 }
 """Name -> class and arguments; None is TRL, whose import takes seconds."""
@@ -82,6 +86,7 @@ class Target(NamedTuple):
 
 
 LIMITS = ("limit", "limit, head everywhere")
+CACHED = ("ours, empty cache", "ours, full cache", "limit, reference known")
 TRLS = ("TRL", "TRL, activations kept", "TRL, head as on a GPU")
 
 TARGETS = [
@@ -118,6 +123,7 @@ def full(count: int) -> list[Experiment]:
         Experiment("k8", "25M", synthetic(256, 32, 8, 4, count, 32000), ("ours", "ours, separate rows", *TRLS)),
         Experiment("epsilon-32k", "25M", mixed, ("ours", "ours, ε-DPO")),
         Experiment("epsilon-150k", "25M, 150k words", large, ("ours", "ours, ε-DPO")),
+        Experiment("cache", "25M", mixed, CACHED, memory=False),
         Experiment("wide", "85M", even, ("ours", *LIMITS)),
     ]
 
@@ -130,10 +136,12 @@ def quick() -> list[Experiment]:
     else:
         pairs = shuffled(sorted(real_pairs(folder, 40), key=lambda group: len(group.prompt_ids))[:8], 2, 2)
     short = synthetic(32, 8, 8, 2, 2, 32000)
+    theirs = ("TRL",) if find_spec("trl") else ()
     return [
-        Experiment("hh", "tiny", pairs, ("ours", "TRL", "limit")),
+        Experiment("hh", "tiny", pairs, ("ours", *theirs, "limit")),
         Experiment("k8", "tiny", short, ("ours", "ours, separate rows"), memory=False),
         Experiment("epsilon-32k", "tiny", pairs, ("ours", "ours, ε-DPO"), memory=False),
+        Experiment("cache", "tiny", pairs, CACHED, memory=False),
     ]
 
 
@@ -145,4 +153,7 @@ def smallest() -> list[Experiment]:
 def chosen(size: str, count: int, only: list[str]) -> list[Experiment]:
     """The experiments asked for."""
     found = {"full": lambda: full(count), "quick": quick, "smallest": smallest}[size]()
+    unknown = set(only) - {one.key for one in found}
+    if unknown:
+        raise SystemExit(f"--only {' '.join(sorted(unknown))}: there are {', '.join(one.key for one in found)}")
     return [one for one in found if not only or one.key in only]

@@ -68,6 +68,7 @@ def main(arguments: Sequence[str]) -> None:
     held = resident()
     forget_peak()
     for part in (groups[:1], groups):
+        found.prepare(part)
         found.step(part)
     print(most_resident() - held)
 

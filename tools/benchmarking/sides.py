@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +14,7 @@ from benchmarking.work import completion_tokens, distinct_tokens
 from lit_align.batch import CompletionBatch
 from lit_align.data.collate import Group, collate
 from lit_align.layout import separate_rows, tree_rows
+from lit_align.logp_files import LogProbFiles
 from lit_align.logprobs import CHUNK_ELEMENTS
 from lit_align.models import load_base
 from lit_align.objectives.dpo import dpo_loss
@@ -26,6 +29,9 @@ CLIP = 1.0
 
 class Side(ABC):
     """Something that takes optimizer steps on groups."""
+
+    def prepare(self, groups: Sequence[Group]) -> None:  # noqa: B027  most have nothing to do
+        """What a step on these finds done; not timed."""
 
     @abstractmethod
     def step(self, groups: Sequence[Group]) -> None:
@@ -44,7 +50,7 @@ class Ours(Side):
         epsilon: ε-DPO with this perturbation; None is DPO.
         trees: Whether the completions of a prompt share it.
         kl: Whether the token KL is shown, as in every fifth step of a run with default settings.
-        checkpointing: Whether activations are computed again in the backward pass.
+        known: Whether the reference cache holds the batch already, or nothing; None goes without a cache.
     """
 
     def __init__(
@@ -53,13 +59,28 @@ class Ours(Side):
         epsilon: float | None = None,
         trees: bool = True,
         kl: bool = False,
-        checkpointing: bool = False,
+        known: bool | None = None,
     ) -> None:
-        self.pair = PolicyReferencePair(PairSettings(model, dtype="float32", gradient_checkpointing=checkpointing))
+        self.folder = None if known is None else tempfile.TemporaryDirectory()
+        cache = False if self.folder is None else self.folder.name
+        self.pair = PolicyReferencePair(PairSettings(model, dtype="float32", reference_cache=cache))
+        self.known = known
         self.pair.trees = trees
         self.epsilon, self.kl = epsilon, kl
         self.trained = [parameter for parameter in self.pair.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(self.trained, lr=1e-6, weight_decay=0.0)
+
+    def prepare(self, groups: Sequence[Group]) -> None:
+        """Fill the reference cache, or empty it."""
+        cache = self.pair.known
+        if cache is None or self.folder is None:
+            return
+        assert cache.files is not None  # reads the weights, which a run does once
+        if self.known:
+            with torch.no_grad():
+                self.pair.score(collate(groups), recurring=True)
+        else:
+            cache._files = LogProbFiles(Path(tempfile.mkdtemp(dir=self.folder.name)))
 
     def step(self, groups: Sequence[Group]) -> None:
         """One optimizer step on pairs, or on the best and worst of more."""
@@ -69,7 +90,7 @@ class Ours(Side):
         self.optimizer.zero_grad()
 
     def _loss(self, batch: CompletionBatch) -> Tensor:
-        scores = self.pair.score(batch, epsilon=self.epsilon, kl=self.kl)
+        scores = self.pair.score(batch, epsilon=self.epsilon, kl=self.kl, recurring=True)
         # Groups of more than two are so many pairs of neighbours.
         logratio = scores.logratio.view(-1, 2)
         if self.epsilon is None:
