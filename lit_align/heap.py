@@ -2,7 +2,8 @@
 
 PyTorch takes the memory of tensors on a CPU from the C library. Holes that freed tensors leave are not always taken by
 the next ones, so a process can hold twice what its tensors need, and more. The same requests, made without touching the
-memory, tell how much.
+memory, tell the least it will be: small objects that settle in the holes make more of them, and those are not asked
+for here.
 """
 
 from __future__ import annotations

@@ -29,7 +29,8 @@ class MemoryPlan(Callback):
     """Prints the expected peak and the largest micro-batch, and warns where the device does not hold it.
 
     On a CPU the peak is that of the process's resident memory, on a GPU that of ``torch.cuda.max_memory_allocated``.
-    Drawing completions is not in it.
+    Drawing completions is not in it. On a CPU the holes in the C library's heap are a lower bound, so the real peak may
+    be higher, most of all with gradient checkpointing; the end of the run says what it was.
     """
 
     def __init__(self) -> None:

@@ -118,9 +118,9 @@ def full(count: int) -> list[Experiment]:
     large = synthetic(150, 60, 2, 8, count, 150_000, spread=0.5)
     return [
         Experiment("hh", "25M", mixed, ("ours", "ours, with KL", *TRLS, *LIMITS)),
-        Experiment("hh-by-length", "25M", even, ("ours", *TRLS, *LIMITS)),
-        Experiment("k2", "25M", synthetic(256, 32, 2, 8, count, 32000), ("ours", "ours, separate rows", *TRLS)),
-        Experiment("k8", "25M", synthetic(256, 32, 8, 4, count, 32000), ("ours", "ours, separate rows", *TRLS)),
+        Experiment("hh-by-length", "25M", even, ("ours", "TRL", *LIMITS)),
+        Experiment("k2", "25M", synthetic(256, 32, 2, 8, count, 32000), ("ours", "ours, separate rows", "TRL")),
+        Experiment("k8", "25M", synthetic(256, 32, 8, 4, count, 32000), ("ours", "ours, separate rows", "TRL")),
         Experiment("epsilon-32k", "25M", mixed, ("ours", "ours, ε-DPO")),
         Experiment("epsilon-150k", "25M, 150k words", large, ("ours", "ours, ε-DPO")),
         Experiment("cache", "25M", mixed, CACHED, memory=False),
