@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from lit_align.errors import UserError
+from lit_align.lora import add_in_place
 from lit_align.settings import PairSettings
 
 POLICY = "default"
@@ -19,34 +20,43 @@ REFERENCE = "reference"
 
 def adapted(base: Any, settings: PairSettings) -> Any:
     """The base with its trained adapter, and a frozen copy of it where one is given to start from."""
-    from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+    saved = settings.lora.adapter
+    model = _fresh(base, settings) if saved is None else _saved(base, settings, saved)
+    add_in_place(model)
+    return model
+
+
+def _fresh(base: Any, settings: PairSettings) -> Any:
+    from peft import LoraConfig, TaskType, get_peft_model
 
     lora = settings.lora
-    if lora.adapter is None:
-        config = LoraConfig(
-            task_type=TaskType.CAUSAL_LM, r=lora.r, lora_alpha=lora.alpha, target_modules=lora.target_modules
-        )
-        linear = sorted({name.rsplit(".", 1)[-1] for name, m in base.named_modules() if isinstance(m, nn.Linear)})
-        try:
-            return get_peft_model(base, config)
-        except ValueError as error:
-            raise UserError(
-                f"model.pair.lora.target_modules={lora.target_modules!r} does not fit {settings.model} ({error}); "
-                f"its linear layers are {', '.join(linear)}, and all-linear takes every one but the head"
-            ) from error
-    folder = Path(lora.adapter)
+    config = LoraConfig(
+        task_type=TaskType.CAUSAL_LM, r=lora.r, lora_alpha=lora.alpha, target_modules=lora.target_modules
+    )
+    linear = sorted({name.rsplit(".", 1)[-1] for name, m in base.named_modules() if isinstance(m, nn.Linear)})
+    try:
+        return get_peft_model(base, config)
+    except ValueError as error:
+        raise UserError(
+            f"model.pair.lora.target_modules={lora.target_modules!r} does not fit {settings.model} ({error}); "
+            f"its linear layers are {', '.join(linear)}, and all-linear takes every one but the head"
+        ) from error
+
+
+def _saved(base: Any, settings: PairSettings, saved: str) -> Any:
+    from peft import PeftModel
+
+    folder = Path(saved)
     if folder.is_dir() and not (folder / "adapter_model.safetensors").is_file():
         raise UserError(
-            f"model.pair.lora.adapter={lora.adapter}: the folder holds no adapter_model.safetensors "
+            f"model.pair.lora.adapter={saved}: the folder holds no adapter_model.safetensors "
             "(pickled adapters are refused: save it again with safe_serialization=True)"
         )
     try:
-        model = PeftModel.from_pretrained(base, lora.adapter, adapter_name=POLICY, is_trainable=True)
-        model.load_adapter(lora.adapter, adapter_name=REFERENCE, is_trainable=False)
+        model = PeftModel.from_pretrained(base, saved, adapter_name=POLICY, is_trainable=True)
+        model.load_adapter(saved, adapter_name=REFERENCE, is_trainable=False)
     except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(
-            f"model.pair.lora.adapter={lora.adapter} is no adapter for {settings.model}: {error}"
-        ) from error
+        raise UserError(f"model.pair.lora.adapter={saved} is no adapter for {settings.model}: {error}") from error
     model.set_adapter(POLICY)
     for name, module in model.named_modules():
         if "lora_dropout" in name and isinstance(module, nn.Dropout):

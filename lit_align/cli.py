@@ -18,6 +18,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lit_align.callbacks.adapter import SaveAdapter
 from lit_align.callbacks.checkpoints import Checkpoints
 from lit_align.callbacks.curves import Curves
+from lit_align.callbacks.memory import MemoryPlan
 from lit_align.callbacks.progress import Progress
 from lit_align.callbacks.run_folder import RunFolder, run_folder
 from lit_align.callbacks.samples import SampleTable
@@ -169,7 +170,7 @@ class AlignCLI(LightningCLI):
             config["enable_checkpointing"] = any(isinstance(callback, ModelCheckpoint) for callback in users)
             return self._checked_trainer(config | {"callbacks": users + own})
         folder = self._run_folder(default_loggers)
-        own += [self._get(self.config_init, "samples"), Curves(), SaveAdapter(), Signals()]
+        own += [MemoryPlan(), self._get(self.config_init, "samples"), Curves(), SaveAdapter(), Signals()]
         if config["enable_checkpointing"] is not False:
             own.append(self._get(self.config_init, "checkpoints"))
         return self._checked_trainer(config | {"callbacks": [folder, *users, *own], "default_root_dir": folder.path})

@@ -1,12 +1,15 @@
 """Log-probabilities, mixtures, token KL and entropy of completion tokens, without a (tokens, vocabulary) tensor.
 
-The vocabulary head runs on a few positions at a time. Forward keeps only one number per token; backward computes each
-chunk's logits again and multiplies straight back to the hidden states. Both models' hidden states are at hand in the
-same sweep, so what compares their distributions costs one pass.
+The vocabulary head runs on a few positions at a time. Forward keeps for each token its scores, and of each score that
+carries gradient its slope with respect to the hidden state; backward multiplies these slopes and nothing else. Both
+models' hidden states are at hand in the same sweep, so what compares their distributions costs one pass.
 """
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -14,9 +17,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lit_align.slopes import Asked, pick, score_rows
+
 CHUNK_ELEMENTS = 2**24
-"""Logits of one model formed at once: 64 MiB in float32, whatever the vocabulary; two to five such tensors
-live together."""
+"""Logits that live together, of one model or of both: 64 MiB in float32, whatever the vocabulary. On a GPU a few
+temporary tensors of that size come on top."""
+
+BLOCK_ELEMENTS = 2**18
+"""Logits handled together on a CPU once they are formed: 1 MiB, about what stays in its cache."""
 
 
 @dataclass(frozen=True)
@@ -89,8 +97,10 @@ def token_scores(
     Returns:
         The scores; ``logps``, ``kl`` and ``entropy`` carry gradient to ``hidden``, nothing else does.
     """
-    size = chunk or max(1, CHUNK_ELEMENTS // head.weight.shape[0])
-    options = _Options(head, targets, epsilon, kl, entropy, size)
+    asked = Asked(epsilon, kl, entropy, slopes=hidden.requires_grad and torch.is_grad_enabled())
+    together = asked if reference_hidden is not None else Asked(entropy=entropy, slopes=asked.slopes)
+    size = chunk or max(1, CHUNK_ELEMENTS // (chunk_tensors(together) * len(head.weight)))
+    options = _Options(head, targets, asked, size)
     return TokenScores(*_TokenScores.apply(hidden, reference_hidden, options))
 
 
@@ -98,10 +108,13 @@ def token_scores(
 class _Options:
     head: Head
     targets: Tensor
-    epsilon: float | None
-    kl: bool
-    entropy: bool
+    asked: Asked
     chunk: int
+
+
+def chunk_tensors(asked: Asked) -> int:
+    """Tensors as large as a chunk's logits that live together: both models' where something compares them."""
+    return 1 + (asked.kl or asked.epsilon is not None) + (asked.entropy and asked.slopes)
 
 
 def logits(hidden: Tensor, head: Head) -> Tensor:
@@ -133,7 +146,7 @@ def exact_head(head: Head, hidden: Tensor) -> Head:
 def _raw(hidden: Tensor, head: Head) -> Tensor:
     weight, bias = head.weight, head.bias
     exact = torch.float64 if weight.dtype == torch.float64 else torch.float32
-    with torch.autocast(hidden.device.type, enabled=False):
+    with _without_autocast(hidden.device.type):
         if weight.dtype != exact and hidden.is_cuda:
             out = torch.mm(hidden.to(weight.dtype), weight.t(), out_dtype=exact)
             out = out if bias is None else out.add_(bias)
@@ -142,111 +155,80 @@ def _raw(hidden: Tensor, head: Head) -> Tensor:
     return out if head.scale == 1.0 else out.mul_(head.scale)
 
 
-def _pick(scores: Tensor, targets: Tensor) -> Tensor:
-    """Log-softmax of each row at its target, (T,)."""
-    return scores.gather(1, targets[:, None])[:, 0] - scores.logsumexp(-1)
+def _without_autocast(device: str) -> AbstractContextManager[Any]:
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
 
 class _TokenScores(torch.autograd.Function):
-    """The sweep over chunks, and its backward that computes each chunk again."""
+    """The sweep over chunks; its backward only scales slopes that the forward has worked out.
+
+    How a score of a token moves with its hidden state, d score / d h, is a vector of H numbers whatever the loss makes
+    of the score. It is formed while the chunk's logits are at hand, and takes the place of the hidden state in memory.
+    """
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, reference: Tensor | None, options: _Options) -> tuple[Tensor | None, ...]:
         exact = replace(options, head=exact_head(options.head, hidden))
-        chunks = [
-            _forward_chunk(h, r, y, exact) for h, r, y in _chunks(hidden, reference, options.targets, options.chunk)
-        ]
-        columns = [None if column[0] is None else torch.cat(column) for column in zip(*chunks, strict=True)]
-        ctx.save_for_backward(hidden, reference if options.kl else None)
-        ctx.options = options
+        others = [None] * len(hidden.split(exact.chunk)) if reference is None else reference.split(exact.chunk)
+        parts = zip(hidden.split(exact.chunk), others, options.targets.split(exact.chunk), strict=True)
+        scores, slopes = zip(*(_chunk(h, r, y, exact) for h, r, y in parts), strict=True)
+        columns, vectors = _joined(scores), _joined(slopes)
+        ctx.save_for_backward(*vectors)
         ctx.mark_non_differentiable(*(columns[i] for i in (1, 2, 3, 6) if columns[i] is not None))
         ctx.set_materialize_grads(False)
         return tuple(columns)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        hidden, reference = ctx.saved_tensors
-        options: _Options = replace(ctx.options, head=exact_head(ctx.options.head, hidden))
-        wanted = [None if grad is None else grad.split(options.chunk) for grad in (grads[0], grads[4], grads[5])]
-        out = torch.empty_like(hidden)
-        start = 0
-        for index, (h, r, y) in enumerate(_chunks(hidden, reference, options.targets, options.chunk)):
-            own = [None if grad is None else grad[index][:, None] for grad in wanted]
-            out[start : start + len(h)] = _backward_chunk(h, r, y, options.head, *own)
-            start += len(h)
-        return out, None, None
+        pairs = zip((grads[0], grads[4], grads[5]), ctx.saved_tensors, strict=True)
+        parts = [slope * grad[:, None].to(slope.dtype) for grad, slope in pairs if grad is not None]
+        return (functools.reduce(Tensor.add_, parts) if parts else None), None, None
 
 
-def _chunks(hidden: Tensor, reference: Tensor | None, targets: Tensor, size: int) -> Any:
-    others = [None] * len(hidden.split(size)) if reference is None else reference.split(size)
-    return zip(hidden.split(size), others, targets.split(size), strict=True)
+def _joined(parts: tuple[tuple[Tensor | None, ...], ...]) -> list[Tensor | None]:
+    return [None if column[0] is None else torch.cat(column) for column in zip(*parts, strict=True)]
 
 
-def _forward_chunk(h: Tensor, r: Tensor | None, targets: Tensor, options: _Options) -> tuple[Tensor | None, ...]:
-    policy = logits(h, options.head)
-    logps = _pick(policy, targets)
-    reference_logps = outward = inward = kl = entropy = forward_kl = None
+def _chunk(h: Tensor, r: Tensor | None, targets: Tensor, options: _Options) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """The scores of a chunk, seven of (t,), and the slopes of logps, kl and entropy, (t, H) each; None as asked."""
+    asked, head = options.asked, options.head
+    reference = reference_logps = None
     if r is not None:
-        reference = logits(r, options.head)
-        reference_logps = _pick(reference, targets)
-        if options.kl:
-            log_p = policy.log_softmax(-1)
-            log_q = reference.log_softmax(-1)
-            kl = (log_p.exp() * (log_p - log_q)).sum(-1)
-            forward_kl = (log_q.exp() * (log_q - log_p)).sum(-1)
-        if options.epsilon is not None:
-            step = torch.sub(policy, reference, out=reference).mul_(options.epsilon)
-            outward = _pick(policy + step, targets)
-            inward = _pick(policy - step, targets)
-    if options.entropy:
-        log_p = policy.log_softmax(-1)
-        entropy = -(log_p.exp() * log_p).sum(-1)
-    return logps, reference_logps, outward, inward, kl, entropy, forward_kl
+        reference = logits(r, head)
+        if not asked.kl and asked.epsilon is None:  # then the two models' logits need not live together
+            reference_logps = torch.cat([pick(f, y) for f, y in _blocks(reference, targets)])
+            reference = None
+    policy = logits(h, head)
+    entropy = torch.empty_like(policy) if asked.entropy and asked.slopes else None
+    blocks = _blocks(policy, targets, reference, entropy)
+    parts = [score_rows(f, y, other, room, _bend(f, options), asked) for f, y, other, room in blocks]
+    logps, *others = _joined(tuple(parts))
+    scores = (logps, others[0] if reference_logps is None else reference_logps, *others[1:])
+    if not asked.slopes:
+        return scores, (None, None, None)
+    slopes = (policy, reference if asked.kl else None, entropy)
+    return scores, tuple(None if part is None else _to_hidden(part, h, head) for part in slopes)
 
 
-def _backward_chunk(
-    h: Tensor,
-    r: Tensor | None,
-    targets: Tensor,
-    head: Head,
-    grad_logps: Tensor | None,
-    grad_kl: Tensor | None,
-    grad_entropy: Tensor | None,
-) -> Tensor:
-    """Gradient with respect to a chunk's hidden states; each incoming gradient is (T, 1) or None.
-
-    With p = softmax(f): d log p_y / df = 1_y - p;  d KL / df = p (log p - log q - KL);  d H / df = -p (log p + H).
-    """
-    final = logits(h, head)
-    grad = final.softmax(-1)
-    if grad_kl is None and grad_entropy is None:
-        grad *= 0 if grad_logps is None else -grad_logps
-    else:
-        grad = _distribution_gradient(grad, final, r, head, grad_logps, grad_kl, grad_entropy)
-    if grad_logps is not None:
-        grad.scatter_add_(1, targets[:, None], grad_logps.to(grad.dtype))
-    if head.softcap is not None:
-        grad *= 1 - (final * (head.temperature / head.softcap)) ** 2
-    grad *= head.scale / head.temperature
-    weight = head.weight
-    with torch.autocast(h.device.type, enabled=False):
-        return (grad.to(weight.dtype) @ weight).to(h.dtype)
+def _blocks(scores: Tensor, targets: Tensor, *others: Tensor | None) -> Iterable[tuple[Any, ...]]:
+    """A few rows at a time, so that what is made of them stays in a CPU's cache; all at once on a GPU."""
+    size = len(scores) if scores.is_cuda else max(1, BLOCK_ELEMENTS // scores.shape[1])
+    many = -(-len(scores) // size)
+    rest = ([None] * many if other is None else other.split(size) for other in others)
+    return zip(scores.split(size), targets.split(size), *rest, strict=True)
 
 
-def _distribution_gradient(
-    p: Tensor,
-    final: Tensor,
-    r: Tensor | None,
-    head: Head,
-    grad_logps: Tensor | None,
-    grad_kl: Tensor | None,
-    grad_entropy: Tensor | None,
-) -> Tensor:
-    log_p = final.log_softmax(-1)
-    factor = torch.zeros_like(p) if grad_logps is None else -grad_logps.expand_as(p).to(p.dtype)
-    if grad_kl is not None and r is not None:
-        gap = log_p - logits(r, head).log_softmax(-1)
-        factor = factor + grad_kl * (gap - (p * gap).sum(-1, keepdim=True))
-    if grad_entropy is not None:
-        factor = factor - grad_entropy * (log_p - (p * log_p).sum(-1, keepdim=True))
-    return p * factor
+def _bend(final: Tensor, options: _Options) -> Tensor | None:
+    """The soft cap's slope at each of the logits, or None where there is nothing to bend."""
+    head = options.head
+    if head.softcap is None or not options.asked.slopes:
+        return None
+    return 1 - (final * (head.temperature / head.softcap)) ** 2
+
+
+def _to_hidden(slope: Tensor, h: Tensor, head: Head) -> Tensor:
+    """From the logits before the soft cap back to the hidden states, (t, H)."""
+    factor = head.scale / head.temperature
+    with _without_autocast(h.device.type):
+        out = slope.to(head.weight.dtype) @ head.weight
+    return (out if factor == 1.0 else out * factor).to(h.dtype)

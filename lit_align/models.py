@@ -13,15 +13,13 @@ import torch
 
 from lit_align.errors import UserError
 from lit_align.logprobs import Head, logits
+from lit_align.precision import dtype_of, empty_model, quantization_config, quantization_of
 from lit_align.settings import PairSettings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
-
-QUANTIZE_ABOVE = 100_000_000
-"""Parameters from which ``quantization: auto`` uses NF4 on a GPU; below, activations outweigh the base."""
 
 TREE_FAMILIES = frozenset(
     {"llama", "qwen2", "qwen3", "gpt2", "gpt_neox", "phi3", "mistral", "gemma2", "gemma", "granite", "cohere", "olmo2"}
@@ -66,8 +64,8 @@ def load_base(settings: PairSettings, device: torch.device) -> PreTrainedModel:
         model = AutoModelForCausalLM.from_pretrained(
             settings.source,
             config=config,
-            dtype=_dtype(settings, device),
-            quantization_config=_quantization(settings, config, device),
+            dtype=dtype_of(settings, device),
+            quantization_config=quantization_config(settings, config, device),
             attn_implementation=_attention(config),
             device_map={"": device},
             use_safetensors=True,
@@ -169,38 +167,32 @@ def _silence_dropout(config: Any) -> None:
             setattr(config, name, 0.0)
 
 
-def _dtype(settings: PairSettings, device: torch.device) -> torch.dtype:
-    if settings.dtype == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
-    return getattr(torch, settings.dtype)
+def outline(settings: PairSettings, device: torch.device, attention: str) -> tuple[PreTrainedModel, str]:
+    """The frozen base as ``load_base`` would make it, but on the meta device and never quantized.
 
+    Args:
+        settings: Model and precision.
+        device: Where it would be loaded.
+        attention: Name of the attention that takes the place of sdpa.
 
-def _quantization(settings: PairSettings, config: Any, device: torch.device) -> Any:
-    kind = settings.quantization
-    if kind == "auto":
-        plain = device.type != "cuda" or getattr(config, "quantization_config", None) is not None
-        kind = "none" if plain or _parameters(config, settings) <= QUANTIZE_ABOVE else "nf4"
-        log.info("quantization: auto is %s for %s on %s", kind, settings.model, device.type)
-    if kind == "none":
-        return None
-    from transformers import BitsAndBytesConfig
+    Returns:
+        The model, with shapes and no weights, and what it would be quantized to: none, nf4 or int8.
 
-    if kind == "int8":
-        return BitsAndBytesConfig(load_in_8bit=True)
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=_dtype(settings, device),
-    )
+    Raises:
+        UserError: If there is no config of such a model.
+    """
+    from transformers import AutoConfig
 
-
-def _parameters(config: Any, settings: PairSettings) -> int:
-    from transformers import AutoModelForCausalLM
-
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=settings.trust_remote_code)
-    return sum(parameter.numel() for parameter in model.parameters())
+    try:
+        config = AutoConfig.from_pretrained(settings.source, **settings.hub_options())
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise _unloadable(settings, "model", error) from error
+    _silence_dropout(config)
+    kind = quantization_of(settings, config, device)
+    config.quantization_config = None
+    kernel = "eager" if _attention(config) == "eager" else attention
+    options = {"dtype": dtype_of(settings, device), "attn_implementation": kernel}
+    return empty_model(config, settings, **options).eval().requires_grad_(False), kind
 
 
 def _unloadable(settings: PairSettings, what: str, error: Exception) -> UserError:

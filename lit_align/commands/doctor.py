@@ -20,6 +20,7 @@ from packaging.requirements import Requirement
 from rich.text import Text
 
 from lit_align.batch import CompletionBatch
+from lit_align.callbacks.memory import plan
 from lit_align.checks import check_groups
 from lit_align.cli import AlignCLI
 from lit_align.errors import UserError
@@ -72,6 +73,13 @@ def run(args: Sequence[str]) -> None:
     check_groups(type(objective), data, batch)
     objective.check_data(batch)
     print(f"\n{type(objective).__name__} can learn from what {type(data).__name__} gives")
+    print()
+    accumulated = settings.trainer.accumulate_grad_batches
+    if (
+        plan(objective.pair_settings, data, torch.device("cuda" if torch.cuda.is_available() else "cpu"), accumulated)
+        is None
+    ):
+        print("memory: it cannot be told beforehand")
     show_rows(data.prompts(max(1, settings.rows)), objective.tokenizer, settings.rows)
     if settings.load_weights:
         _print_lines("weights", about_weights(objective, batch.rows(slice(0, 4))))

@@ -234,6 +234,11 @@ class CompletionData(LightningDataModule, ABC):
         self._require_loaded()
         return training_batches(len(self._train), self.batch_size, world_size)
 
+    @property
+    def groups(self) -> Sequence[Group]:
+        """The training groups, tokenized; after ``setup``."""
+        return self._train
+
     def prompts(self, n: int) -> CompletionBatch:
         """The first distinct prompts of validation, else of training, with their completions; after ``setup``.
 

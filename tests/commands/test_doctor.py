@@ -54,7 +54,15 @@ def examined(base: str, *options: str) -> list[str]:
 def test_it_reports_and_leaves_nothing_behind(base: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(examined(base, "--rows", "1", "--load_weights", "true")) == 0
     out = capsys.readouterr().out
-    for words in ("torch ", "no chat template", "with the adapter off", "validation", "DPO can learn", "agree exactly"):
+    for words in (
+        "torch ",
+        "no chat template",
+        "with the adapter off",
+        "validation",
+        "DPO can learn",
+        "memory: a peak of",
+        "agree exactly",
+    ):
         assert words in out
     assert [path.name for path in place.iterdir()] == ["pairs.jsonl"]
 
