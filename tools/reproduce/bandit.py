@@ -62,7 +62,7 @@ def files(world: Path, own: Own, arm: Arm, seed: int) -> Options:
         found["data.dataset"] = draw(own.completions, own.tokens, seed)
         # Only prompts are read of these, for the samples, but data of this kind has completions.
         held = partial(made, world / f"{squash}-contexts.jsonl", write_groups, model, contexts)
-        found["data.validation_dataset"] = held(2, own.tokens, seed)
+        found["data.validation_dataset"] = held(2, own.tokens, 0)
     return found
 
 

@@ -81,9 +81,10 @@ def counted(base: Arm) -> Options:
 
 
 def quick(study: Study) -> Study:
-    """The same in a few seconds: two arms, two learning rates, two collections."""
-    wanted = [arm for arm in study.arms if arm.name in ("R1 on-policy PPO", "R1 offline IPO", "on-policy PPO")]
+    """The same in a few seconds: two arms, two learning rates, two collections, few samples."""
+    fresh, fixed = (next(arm for arm in study.arms if arm.name.endswith(name)) for name in ("PPO", "offline IPO"))
     short = {"trainer.max_epochs": 2, "trainer.log_every_n_steps": 1, "samples.prompts": 8, "samples.completions": 1}
+    first = replace(fresh, options={**fresh.options, **short, "data.passes": 2})
+    second = replace(fixed, options={**fixed.options, **short}, like=first.name)
     grid = {label: study.grid[label] for label in list(study.grid)[3:5]}
-    small = [replace(arm, options={**arm.options, **short}) for arm in wanted]
-    return replace(study, arms=small, grid=grid)
+    return replace(study, arms=[first, second], grid=grid)

@@ -40,6 +40,11 @@ class Trial:
         """The run folder below a root."""
         return root / self.key.replace("/", "-").replace(" ", "_")
 
+    def log(self, root: Path) -> Path:
+        """The file beside it for what it prints."""
+        folder = self.folder(root)
+        return folder.with_name(f"{folder.name}.log")
+
     def arguments(self, folder: Path) -> list[str]:
         """The command line after ``python -m lit_align``; a seed that ``options`` sets stays as it is."""
         seeds = dict.fromkeys(("seed_everything", "data.seed", "samples.seed"), self.seed)
