@@ -58,7 +58,12 @@ def of_reward(own: Own, reward: str, centre: int | None) -> Iterator[Arm]:
 def offline(own: Own, method: str, part: str, judged: Options, prompts: int) -> Arm:
     """An arm that learns from completions the reference drew, all of them in each step."""
     kind = {"data": "ScoredGroups", "data.max_length": own.prompt_tokens + own.tokens, "data.batch_size": prompts}
-    length = {"trainer.max_epochs": PASSES, "trainer.limit_val_batches": 0, "samples.every_n_steps": 10}
+    length = {
+        "trainer.max_epochs": PASSES,
+        "trainer.limit_val_batches": 0,
+        "data.max_dropped": 1,
+        "samples.every_n_steps": 10,
+    }
     facts = {"offline": prompts, "pairs": method == "IPO"}
     return Arm(f"offline {method}", part, {**OBJECTIVES[method], **judged, **kind, **length}, None, facts)
 
