@@ -236,7 +236,7 @@ def test_the_token_distribution_is_a_squashed_or_clipped_cauchy(tool: Any) -> No
 
 
 def test_every_arm_takes_the_settings_of_one_that_searches(tool: Any) -> None:
-    own = tool.world.Own.read(STUDIES / "bandit.yaml")
+    own = tool.arms.Own.read(STUDIES / "bandit.yaml")
     arms = {arm.name: arm for arm in tool.arms.arms(own)}
     assert len(arms) == len(tool.arms.arms(own))
     for arm in arms.values():

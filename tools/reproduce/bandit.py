@@ -19,9 +19,9 @@ from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from bandit_arms import arms, quick
+from bandit_arms import Own, arms, quick
 from bandit_report import figures, tables
-from bandit_world import Own, Peak, build, write_contexts, write_groups, write_prompts
+from bandit_world import Peak, build, write_contexts, write_groups, write_prompts
 from trials.command import conduct, parse
 from trials.results import draws, samples, series
 from trials.study import Arm, Study
