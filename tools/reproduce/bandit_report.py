@@ -1,0 +1,130 @@
+"""The bandit's tables and figures, from its JSON alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from bandit_arms import CENTRES, FIXED, FRESH, PROMPTS
+from trials.figures import Picture
+from trials.statistics import plus_minus, table
+
+PRINTED = {
+    "offline IPO": "0.82 ± 0.04",
+    "on-policy PPO": "0.92 ± 0.01",
+    "on-policy RWR": "0.88 ± 0.01",
+    "on-policy IPO": "0.92 ± 0.01",
+}
+"""Table 3 of arXiv 2404.14367, R₁, 5 seeds; the prompt's token is averaged into the reward."""
+ORDER = (*PRINTED, *(f"offline {name}" for name in FIXED))
+
+
+def tables(found: Mapping[str, Any]) -> str:
+    """All tables as Markdown."""
+    prefixes = [f"{name} " for name in CENTRES] if any(name.startswith("R1 ") for name in found["arms"]) else [""]
+    parts = [text for prefix in prefixes for text in (results(found, prefix), searched(found, prefix))]
+    return "\n\n".join(part for part in [*parts, variants(found)] if part) + "\n"
+
+
+def results(found: Mapping[str, Any], prefix: str) -> str:
+    """Of each method the reward at the end, by both conventions, beside the paper's."""
+    rows = []
+    for name in ORDER:
+        if (arm := found["arms"].get(prefix + name)) is None:
+            continue
+        kinds = [plus_minus(arm["final"].get(kind)) for kind in ("reward", "without prompt", "with prompt")]
+        printed = PRINTED.get(name, "–") if prefix == "R1 " else "–"
+        rate = arm["settings"].removeprefix("learning rate ")
+        rows.append([name, *kinds, printed, plus_minus(arm["final"]["kl"], 1), rate, f"{arm['seconds']['mean']:.0f}"])
+    head = ["", "reward", "prompt not counted", "prompt counted", "paper", "KL, nats", "rate", "seconds a run"]
+    return f"{prefix.strip()} mean ± standard error over seeds (n)\n\n{table(head, rows)}" if rows else ""
+
+
+def searched(found: Mapping[str, Any], prefix: str) -> str:
+    """The search, written down."""
+    arms = {name: one for name, one in found["search"].items() if name.startswith(prefix)}
+    if not arms:
+        return ""
+    labels = list(next(iter(arms.values()))["tried"])
+    rows = []
+    for name, one in arms.items():
+        cells = [_tried(one["tried"][label], label == one["chosen"]) for label in labels]
+        rows.append([name.removeprefix(prefix), *cells])
+    title = f"{prefix.strip()} reward of the search's seeds by learning rate; the chosen one in bold"
+    return f"{title}\n\n{table(['', *(label.removeprefix('learning rate ') for label in labels)], rows)}"
+
+
+def variants(found: Mapping[str, Any]) -> str:
+    """Runs that count the prompt, and runs whose reference is clipped, beside their bases."""
+    rows = []
+    for name in PRINTED:
+        for what in ("", ", prompt counted", ", clipped"):
+            arm = found["arms"].get(f"R1 {name}{what}")
+            if arm is not None:
+                rows.append([name + what, plus_minus(arm["final"]["reward"]), plus_minus(arm["final"]["kl"], 1)])
+    if not any(", " in str(row[0]) for row in rows):
+        return ""
+    return f"R1, other conventions\n\n{table(['', 'reward', 'KL, nats'], rows)}"
+
+
+def figures(found: Mapping[str, Any], folder: Path) -> None:
+    """All figures that there are runs for."""
+    arms = found["arms"]
+    rewards = [name for name in CENTRES if any(arm.startswith(f"{name} ") for arm in arms)] or [""]
+    for stem, what in (("figure4", "B"), ("figure14", "T")):
+        picture = Picture([f"{reward} {name}".strip() for reward in rewards for name in FRESH])
+        for panel, base in enumerate(f"{reward} on-policy {name}".strip() for reward in rewards for name in FRESH):
+            named = {name: arm for name, arm in arms.items() if name.startswith(f"{base}, {what} ")}
+            if named:
+                picture.line(panel, "B 100" if what == "B" else "T 10", _curve(arms, base), "share", "reward")
+            for name in named:
+                picture.line(panel, name.rsplit(", ", 1)[1], _curve(arms, name), "share", "reward")
+        picture.save(folder / f"bandit_{stem}.png", "share of the run", "reward")
+    fixed = ("offline IPO", *(f"offline {name}" for name in FIXED))
+    _compare(arms, rewards, fixed, folder / "bandit_figure16.png")
+    both = ("offline IPO", "on-policy IPO", "offline RWR", "on-policy RWR")
+    _compare(arms, rewards, both, folder / "bandit_figure19.png")
+    _implicit(arms, folder / "bandit_figure18.png")
+
+
+def _compare(arms: Mapping[str, Any], rewards: list[str], names: tuple[str, ...], path: Path) -> None:
+    """Reward over the run, and against KL."""
+    kinds = ("over the run", "against KL (nats)")
+    picture = Picture([f"{reward} {what}".strip() for reward in rewards for what in kinds])
+    for i, reward in enumerate(rewards):
+        for name in names:
+            curve = _curve(arms, f"{reward} {name}".strip())
+            picture.line(2 * i, name, curve, "share", "reward")
+            picture.line(2 * i + 1, name, curve, "kl", "reward")
+    picture.save(path, "share of the run | KL", "reward")
+
+
+def _implicit(arms: Mapping[str, Any], path: Path) -> None:
+    """Log-ratios of chosen and rejected completions of offline IPO at the end, against the number of prompts."""
+    names = {n: f"R1 offline IPO, {n} prompts" for n in PROMPTS} | {100: "R1 offline IPO"}
+    there = {n: arms[name]["final"] for n, name in sorted(names.items()) if name in arms}
+    picture = Picture(["log-ratios of training pairs", "reward"])
+    if len(there) > 1:
+        for which in ("chosen", "rejected"):
+            picture.points(0, which, list(there), [final[which] for final in there.values()])
+        picture.points(1, "offline IPO", list(there), [final["reward"] for final in there.values()])
+        for axes in picture.panels:
+            axes.set_xscale("log")
+    picture.save(path, "prompts", "nats")
+
+
+def _curve(arms: Mapping[str, Any], name: str) -> dict[str, Any] | None:
+    """A curve with the share of its steps that are taken, since runs differ in these."""
+    if name not in arms:
+        return None
+    curve = arms[name]["curve"]
+    return {**curve, "share": [step / curve["step"][-1] for step in curve["step"]]}
+
+
+def _tried(values: list[float | None], chosen: bool) -> str:
+    there = [value for value in values if value is not None]
+    if len(there) < len(values) or not there:
+        return "failed"
+    text = f"{sum(there) / len(there):.3f}"
+    return f"**{text}**" if chosen else text

@@ -1,0 +1,1 @@
+"""What the studies of ``tools/reproduce`` share: runs of the command line, their results, a search, means, pictures."""
