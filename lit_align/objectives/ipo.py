@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from lit_align.batch import CompletionBatch, Loss
 from lit_align.module import AlignModule
+from lit_align.objectives.reward_model import better_pairs
 from lit_align.settings import OptimSettings, PairSettings, check
 
 
@@ -25,8 +29,28 @@ def ipo_loss(logratio: Tensor, tau: float) -> Tensor:
     return (logratio[:, 0] - logratio[:, 1] - 1 / (2 * tau)) ** 2
 
 
+def over_pairs(loss: Callable[[Tensor], Tensor], logratio: Tensor, better: Tensor) -> tuple[Tensor, Tensor]:
+    """A loss of pairs over all ordered pairs of each group.
+
+    Args:
+        loss: From log-ratios of better and worse (N, 2) to one value for each pair (N,).
+        logratio: log π_θ/π_ref of each completion in nats, (B, K).
+        better: Which completion i is better than which j, bool (B, K, K).
+
+    Returns:
+        The mean over each group's pairs (B,), 0 where there is none; how many there are, (B,).
+    """
+    group, first, second = better.nonzero(as_tuple=True)
+    values = loss(torch.stack([logratio[group, first], logratio[group, second]], -1))
+    count = better.sum((1, 2)).to(values.dtype)
+    return values.new_zeros(len(better)).index_add(0, group, values) / count.clamp(min=1), count
+
+
 class IPO(AlignModule):
     """Identity preference optimization, arXiv 2310.12036.
+
+    A group of more than two completions counts as all its pairs of unequal reward, as the on-policy study has it, or of
+    unequal column where there are no rewards; each completion is scored once.
 
     Args:
         tau: Strength of the regularization τ, > 0: the margin aimed at is 1/(2τ) nats.
@@ -35,6 +59,8 @@ class IPO(AlignModule):
         pair: The model and its adapter.
         optim: The optimizer and its schedule.
     """
+
+    columns = (2, 2**31)
 
     def __init__(
         self,
@@ -49,8 +75,11 @@ class IPO(AlignModule):
         self.length_average = length_average
 
     def loss(self, batch: CompletionBatch) -> Loss:
-        """IPO's loss of each pair."""
+        """IPO's loss of each pair, or the mean over the pairs of each group, which count as many."""
         scores = self.score(batch)
         logratio = scores.logratio / scores.lengths.clamp(min=1) if self.length_average else scores.logratio
-        value = ipo_loss(logratio, self.tau)
-        return Loss(value, torch.ones_like(value), self.tau * logratio.detach(), {})
+        columns = torch.arange(logratio.shape[1], 0, -1, device=logratio.device).expand_as(logratio)
+        targets = columns if batch.reward is None or logratio.shape[1] == 2 else batch.reward
+        better = better_pairs(targets, batch.present)
+        value, weight = over_pairs(partial(ipo_loss, tau=self.tau), logratio, better)
+        return Loss(value, weight, self.tau * logratio.detach(), {})

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import combinations
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ from torch import Tensor
 from lit_align.errors import UserError
 from lit_align.objectives.ipo import IPO, ipo_loss
 from lit_align.settings import PairSettings
+from tests.families import save_tiny
 from tests.objectives.contract import ObjectiveContract, random_groups
 
 
@@ -36,8 +39,6 @@ def test_the_tabular_optimum_is_the_target_margin() -> None:
 
 
 def test_length_average_aims_at_nats_a_token(tmp_path_factory: pytest.TempPathFactory) -> None:
-    from tests.families import save_tiny
-
     module = IPO(tau=0.25, length_average=True, pair=PairSettings(save_tiny("llama", tmp_path_factory.mktemp("m"))))
     module.configure_model()
     groups = random_groups(4, 2)
@@ -50,6 +51,28 @@ def test_length_average_aims_at_nats_a_token(tmp_path_factory: pytest.TempPathFa
         expected = (per_token[:, 0] - per_token[:, 1] - 2.0) ** 2
         torch.testing.assert_close(module.loss(groups).value, expected)
     assert not torch.allclose(expected, (scores.logratio[:, 0] - scores.logratio[:, 1] - 2.0) ** 2)
+
+
+def test_a_group_counts_as_all_its_pairs(tmp_path: Path) -> None:
+    """The same as each better and worse completion as a group of two; equal rewards and absent columns are no pair."""
+    module = IPO(tau=0.25, pair=PairSettings(save_tiny("llama", tmp_path)))
+    module.configure_model()
+    for parameter in module.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter, 0, 0.1)
+    groups = random_groups(3, 4)
+    present = torch.tensor([[True] * 4, [True, True, True, False], [True] * 4])
+    reward = torch.tensor([[4.0, 3, 2, 1], [2.0, 2, 1, 0], [1.0, 1, 1, 1]])
+    mask = groups.completion_mask & present[..., None]
+    groups = groups._replace(reward=reward, present=present, completion_mask=mask)
+    wanted = {0: combinations(range(4), 2), 1: [(0, 2), (1, 2)], 2: []}
+    with torch.no_grad():
+        logratio = module.pair.score(groups).logratio  # type: ignore[union-attr]
+        found = module.loss(groups)
+    pairs = [[(logratio[row, i] - logratio[row, j] - 2) ** 2 for i, j in some] for row, some in wanted.items()]
+    assert found.weight.tolist() == [6, 2, 0]
+    torch.testing.assert_close(found.value[:2], torch.stack([torch.stack(some).mean() for some in pairs[:2]]))
+    assert found.value[2] == 0
 
 
 @pytest.mark.parametrize("tau", [0.0, -1.0])

@@ -17,7 +17,7 @@ PASSES = 100
 OBJECTIVES: dict[str, Options] = {
     "PPO": {"model": "BanditPPO"},
     "RWR": {"model": "RWR", "model.beta": 1.0},
-    "IPO": {"model": "IPO", "model.tau": 0.05, "data.select": "best_and_worst"},
+    "IPO": {"model": "IPO", "model.tau": 0.05, "data.select": "ranked"},
     "best-of-N": {"model": "BestOfN", "data.select": "best"},
     "best-of-N, negative gradient": {"model": "BestOfN", "model.negative_coef": 1.0},
 }
