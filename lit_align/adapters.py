@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -106,3 +107,9 @@ def free_reference(model: Any, averaged: bool) -> None:
         policy.requires_grad_(not (averaged and down))
         if down:
             reference.data.copy_(policy.data)  # B is 0 in both, or both are the adapter started from
+
+
+def held_dtype(adapter: Path) -> str | None:
+    """The type in which training held the base of an adapter, if ``base.json`` in its folder says so."""
+    place = adapter / "base.json"
+    return json.loads(place.read_text(encoding="utf-8")).get("dtype") if place.is_file() else None

@@ -48,6 +48,7 @@ class CardFacts:
         generates: Whether the model writes text; otherwise it judges it.
         loading: The objective's own lines of Python that load the result, with ``{folder}`` for the adapter's folder;
             none for a plain adapter.
+        dtype: Type in which training held the base, if known.
     """
 
     base_model: str
@@ -62,6 +63,7 @@ class CardFacts:
     interrupted: bool = False
     generates: bool = True
     loading: Sequence[str] = ()
+    dtype: str | None = None
 
     @property
     def dataset(self) -> str | None:
@@ -135,19 +137,21 @@ def load_section(lines: Sequence[str]) -> str:
     return _section("Load it", "```python\n" + "\n".join(lines) + "\n```")
 
 
-def loading_code(model: str, adapter: str, loading: Sequence[str] = ()) -> list[str]:
+def loading_code(model: str, adapter: str, loading: Sequence[str] = (), dtype: str | None = None) -> list[str]:
     """Lines of Python that load an adapter with transformers and peft, or the objective's own.
 
     Args:
         model: Base model, as the user named it.
         adapter: Folder of the adapter.
         loading: The objective's own lines, with ``{folder}`` for the folder.
+        dtype: What training held the base in; transformers takes the type of the file, and other logits, if not told.
     """
     if loading:
         return [line.format(folder=adapter) for line in loading]
+    base = repr(resolve(model)) + (f', dtype="{dtype}"' if dtype else "")
     return [
         "from peft import PeftModel; from transformers import AutoModelForCausalLM, AutoTokenizer",
-        f"model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained({resolve(model)!r}), {adapter!r})",
+        f"model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained({base}), {adapter!r})",
         f"tokenizer = AutoTokenizer.from_pretrained({adapter!r})",
     ]
 
@@ -165,7 +169,7 @@ def versions() -> dict[str, str]:
 
 def _portable_code(facts: CardFacts) -> list[str]:
     """The loading code without a path of this machine, for the packaged model and the adapter's folder."""
-    lines = loading_code(facts.base_model, "adapter", facts.loading)
+    lines = loading_code(facts.base_model, "adapter", facts.loading, facts.dtype)
     packaged = resolve(facts.base_model)
     if packaged == facts.base_model or facts.loading:
         return lines

@@ -221,7 +221,8 @@ class PolicyReferencePair(nn.Module):
         ``base.json`` beside it says how the base was held, which "auto" in the settings does not.
         """
         self.policy.save_pretrained(str(directory), selected_adapters=[POLICY], safe_serialization=True)
-        held = {"model": self.settings.model, "revision": self.settings.revision, "quantization": self.quantization}
+        how = {"dtype": str(self.base.dtype).removeprefix("torch."), "quantization": self.quantization}
+        held = {"model": self.settings.model, "revision": self.settings.revision, **how}
         (Path(directory) / "base.json").write_text(json.dumps(held, indent=2) + "\n", encoding="utf-8")
 
     @contextmanager

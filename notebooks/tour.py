@@ -88,7 +88,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: E402
 from lit_align.assets import resolve  # noqa: E402
 
 tokenizer = AutoTokenizer.from_pretrained(RUN / "adapter")
-model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(resolve("stories")), RUN / "adapter").eval()
+model = PeftModel.from_pretrained(
+    AutoModelForCausalLM.from_pretrained(resolve("stories"), dtype="float32"), RUN / "adapter"
+).eval()
 prompt = tokenizer("Once upon a time, there was a little dog.", return_tensors="pt")
 torch.manual_seed(0)
 told = model.generate(**prompt, max_new_tokens=40, do_sample=True, pad_token_id=tokenizer.eos_token_id)

@@ -8,6 +8,7 @@ from pathlib import Path
 import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from lit_align.adapters import held_dtype
 from lit_align.callbacks.progress import total_steps
 from lit_align.callbacks.run_folder import run_folder
 from lit_align.callbacks.samples import SampleTable
@@ -68,6 +69,7 @@ def gather(trainer: Trainer, module: LightningModule, folder: Path, interrupted:
         interrupted=interrupted,
         generates=bool(module.generates),
         loading=module.loading,  # type: ignore[arg-type]
+        dtype=held_dtype(folder / "adapter"),
     )
 
 
@@ -81,5 +83,6 @@ def closing_lines(model: str, folder: Path, loading: Sequence[str] = ()) -> str:
     """
     found = {"adapter": "adapter", "model card": "README.md", "curves": "curves.png", "samples": "samples.jsonl"}
     lines = [f"  {name:<12}{folder / file}" for name, file in found.items() if (folder / file).exists()]
-    code = "\n".join(f"  {line}" for line in loading_code(model, str(folder / "adapter"), loading))
+    adapter = folder / "adapter"
+    code = "\n".join(f"  {line}" for line in loading_code(model, str(adapter), loading, held_dtype(adapter)))
     return "\n".join(["saved", *lines, "load it with" if loading else "load the adapter with", code])

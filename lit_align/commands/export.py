@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from lit_align.adapters import held_dtype
 from lit_align.card import CardFacts, exported_card, loading_code, render_card, shown_model
 from lit_align.commands.arguments import Loading, parse
 from lit_align.commands.merging import merge
@@ -59,7 +60,8 @@ def run(args: Sequence[str]) -> None:
     if options.out is None and options.check is None:
         raise UserError("nothing to do: give --out FOLDER to export to, or --check vllm")
     if options.check == "vllm":
-        _check_vllm(found, config)
+        kept = options.out is None or options.merge is not None
+        _check_vllm(found, config, found.adapter if kept else Path(str(options.out)))
     if options.out is None:
         return
     out = Path(options.out)
@@ -72,8 +74,8 @@ def run(args: Sequence[str]) -> None:
     print("\n".join(llama_cpp_recipe(out, found.settings, merged=options.merge is not None)))
 
 
-def _check_vllm(found: Run, config: dict[str, Any]) -> None:
-    """Print how vLLM serves the adapter.
+def _check_vllm(found: Run, config: dict[str, Any], served: Path) -> None:
+    """Print how vLLM serves the adapter from the folder where it will lie.
 
     Raises:
         UserError: If it would not.
@@ -83,7 +85,7 @@ def _check_vllm(found: Run, config: dict[str, Any]) -> None:
         lines = "\n  ".join(problems)
         raise UserError(f"vLLM would refuse {found.adapter}; --merge bfloat16 gives a model it serves:\n  {lines}")
     print(f"vLLM serves this adapter: rank {config['r']}, no bias, no module in full, modules {_modules(config)}")
-    print(f"  vllm serve {found.settings.source} {' '.join(vllm_flags(config, found.adapter))}")
+    print(f"  vllm serve {found.settings.source} {' '.join(vllm_flags(config, served))}")
 
 
 def _modules(config: dict[str, Any]) -> str:
@@ -103,7 +105,7 @@ def _export_adapter(found: Run, config: dict[str, Any], out: Path, base_model: s
     (out / "adapter_config.json").write_text(json.dumps(named, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     _write_card(found, out, base_model)
     print(f"adapter exported to {out}; load it with")
-    print("\n".join(f"  {line}" for line in loading_code(model, str(out))))
+    print("\n".join(f"  {line}" for line in loading_code(model, str(out), dtype=held_dtype(out))))
 
 
 def _sorted(modules: Any) -> Any:
@@ -147,5 +149,5 @@ def _write_card(found: Run, out: Path, base_model: str | None, merged: str = "")
     if merged:
         code = merged_code(out.name)
     elif base_model is not None and not (found.adapter / "reward.json").is_file():
-        code = loading_code(base_model, "adapter")
+        code = loading_code(base_model, "adapter", dtype=held_dtype(found.adapter))
     (out / "README.md").write_text(exported_card(text, base_model, code, merged), encoding="utf-8")

@@ -53,6 +53,24 @@ def test_the_exported_adapter_is_the_policy(base: str, trained: Path, place: Pat
     assert "'me/base'" in card
 
 
+def test_what_is_printed_loads_the_policy_where_the_files_have_another_type(
+    base: str, trained: Path, place: Path, ids: Tensor, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """transformers takes the type of the file unless it is told; training on a CPU is in float32."""
+    AutoModelForCausalLM.from_pretrained(base).bfloat16().save_pretrained("half")
+    held = AutoModelForCausalLM.from_pretrained("half", dtype=torch.float32)
+    policy = logits(PeftModel.from_pretrained(held, trained / "adapter"), ids)
+    assert json.loads((trained / "adapter" / "base.json").read_text())["dtype"] == "float32"
+    assert main(["export", str(trained), "--out", "out", "--check", "vllm"]) == 0
+    out = capsys.readouterr().out
+    assert "--lora-modules policy=out\n" in out
+    line = next(line for line in out.splitlines() if line.startswith("  model = ")).replace(repr(base), "'half'")
+    names: dict[str, Any] = {"PeftModel": PeftModel, "AutoModelForCausalLM": AutoModelForCausalLM}
+    exec(line.strip(), names)
+    assert torch.equal(logits(names["model"], ids), policy)
+    assert 'dtype="float32"' in Path("out/README.md").read_text()
+
+
 def test_nothing_of_this_machine_is_exported(base: str, trained: Path, place: Path) -> None:
     assert main(["export", str(trained), "--out", "out"]) == 0
     config = json.loads(Path("out/adapter_config.json").read_text())
