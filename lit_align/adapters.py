@@ -109,7 +109,7 @@ def free_reference(model: Any, averaged: bool) -> None:
             reference.data.copy_(policy.data)  # B is 0 in both, or both are the adapter started from
 
 
-def held_dtype(adapter: Path) -> str | None:
-    """The type in which training held the base of an adapter, if ``base.json`` in its folder says so."""
+def held_base(adapter: Path) -> dict[str, Any]:
+    """How training held the base of an adapter, as ``base.json`` in its folder says; empty where there is none."""
     place = adapter / "base.json"
-    return json.loads(place.read_text(encoding="utf-8")).get("dtype") if place.is_file() else None
+    return json.loads(place.read_text(encoding="utf-8")) if place.is_file() else {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -48,7 +48,7 @@ class CardFacts:
         generates: Whether the model writes text; otherwise it judges it.
         loading: The objective's own lines of Python that load the result, with ``{folder}`` for the adapter's folder;
             none for a plain adapter.
-        dtype: Type in which training held the base, if known.
+        held: How training held the base, as ``adapters.held_base`` gives it.
     """
 
     base_model: str
@@ -63,7 +63,7 @@ class CardFacts:
     interrupted: bool = False
     generates: bool = True
     loading: Sequence[str] = ()
-    dtype: str | None = None
+    held: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def dataset(self) -> str | None:
@@ -137,21 +137,42 @@ def load_section(lines: Sequence[str]) -> str:
     return _section("Load it", "```python\n" + "\n".join(lines) + "\n```")
 
 
-def loading_code(model: str, adapter: str, loading: Sequence[str] = (), dtype: str | None = None) -> list[str]:
+QUANTIZED = {
+    "nf4": 'load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, '
+    'bnb_4bit_compute_dtype="{dtype}"',
+    "int8": "load_in_8bit=True",
+}
+"""What transformers is told of a quantized base."""
+
+
+def loading_code(
+    model: str, adapter: str, loading: Sequence[str] = (), held: Mapping[str, Any] | None = None
+) -> list[str]:
     """Lines of Python that load an adapter with transformers and peft, or the objective's own.
 
     Args:
         model: Base model, as the user named it.
         adapter: Folder of the adapter.
         loading: The objective's own lines, with ``{folder}`` for the folder.
-        dtype: What training held the base in; transformers takes the type of the file, and other logits, if not told.
+        held: How training held the base, which gives the logits of training: transformers takes type and precision of
+            the file if it is not told.
     """
     if loading:
         return [line.format(folder=adapter) for line in loading]
-    base = repr(resolve(model)) + (f', dtype="{dtype}"' if dtype else "")
+    held = held or {}
+    classes, options = "AutoModelForCausalLM, AutoTokenizer", [repr(resolve(model))]
+    if held.get("revision"):
+        options.append(f"revision={held['revision']!r}")
+    if held.get("dtype"):
+        options.append(f'dtype="{held["dtype"]}"')
+    if held.get("quantization") in QUANTIZED:
+        classes += ", BitsAndBytesConfig"
+        how = QUANTIZED[held["quantization"]].format(dtype=held.get("dtype", "bfloat16"))
+        options.append(f"quantization_config=BitsAndBytesConfig({how})")
     return [
-        "from peft import PeftModel; from transformers import AutoModelForCausalLM, AutoTokenizer",
-        f"model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained({base}), {adapter!r})",
+        f"from peft import PeftModel; from transformers import {classes}",
+        f"base = AutoModelForCausalLM.from_pretrained({', '.join(options)})",
+        f"model = PeftModel.from_pretrained(base, {adapter!r})",
         f"tokenizer = AutoTokenizer.from_pretrained({adapter!r})",
     ]
 
@@ -169,7 +190,7 @@ def versions() -> dict[str, str]:
 
 def _portable_code(facts: CardFacts) -> list[str]:
     """The loading code without a path of this machine, for the packaged model and the adapter's folder."""
-    lines = loading_code(facts.base_model, "adapter", facts.loading, facts.dtype)
+    lines = loading_code(facts.base_model, "adapter", facts.loading, facts.held)
     packaged = resolve(facts.base_model)
     if packaged == facts.base_model or facts.loading:
         return lines

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import peft
 import pytest
+import torch
 import yaml
+from transformers import BitsAndBytesConfig
 
 from lit_align import assets
 from lit_align.card import CardFacts, exported_card, front_matter, loading_code, render_card, versions
@@ -122,3 +125,24 @@ def test_the_loading_code_is_valid_and_portable(model: str) -> None:
 
 def test_versions_name_what_is_installed() -> None:
     assert versions()["peft"] == peft.__version__
+
+
+def test_the_code_loads_the_base_as_training_held_it() -> None:
+    plain = loading_code("owner/base", "there", held={"dtype": "float32", "quantization": "none", "revision": None})
+    assert """from_pretrained('owner/base', dtype="float32")""" in plain[1]
+    lines = loading_code("owner/base", "there", held={"dtype": "bfloat16", "quantization": "nf4", "revision": "abc"})
+    asked: dict[str, Any] = {}
+
+    class Model:
+        @staticmethod
+        def from_pretrained(name: str, **options: Any) -> None:
+            asked.update(name=name, **options)
+
+    exec(lines[1], {"AutoModelForCausalLM": Model, "BitsAndBytesConfig": BitsAndBytesConfig})
+    assert (asked["name"], asked["revision"], asked["dtype"]) == ("owner/base", "abc", "bfloat16")
+    config = asked["quantization_config"]
+    assert (config.load_in_4bit, config.bnb_4bit_quant_type, config.bnb_4bit_use_double_quant) == (True, "nf4", True)
+    assert config.bnb_4bit_compute_dtype == torch.bfloat16
+    assert "BitsAndBytesConfig" in lines[0]
+    eight = loading_code("owner/base", "there", held={"dtype": "bfloat16", "quantization": "int8"})
+    assert "BitsAndBytesConfig(load_in_8bit=True)" in eight[1]

@@ -8,7 +8,7 @@ from pathlib import Path
 import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lit_align.adapters import held_dtype
+from lit_align.adapters import held_base
 from lit_align.callbacks.progress import total_steps
 from lit_align.callbacks.run_folder import run_folder
 from lit_align.callbacks.samples import SampleTable
@@ -69,7 +69,7 @@ def gather(trainer: Trainer, module: LightningModule, folder: Path, interrupted:
         interrupted=interrupted,
         generates=bool(module.generates),
         loading=module.loading,  # type: ignore[arg-type]
-        dtype=held_dtype(folder / "adapter"),
+        held=held_base(folder / "adapter"),
     )
 
 
@@ -84,5 +84,5 @@ def closing_lines(model: str, folder: Path, loading: Sequence[str] = ()) -> str:
     found = {"adapter": "adapter", "model card": "README.md", "curves": "curves.png", "samples": "samples.jsonl"}
     lines = [f"  {name:<12}{folder / file}" for name, file in found.items() if (folder / file).exists()]
     adapter = folder / "adapter"
-    code = "\n".join(f"  {line}" for line in loading_code(model, str(adapter), loading, held_dtype(adapter)))
+    code = "\n".join(f"  {line}" for line in loading_code(model, str(adapter), loading, held_base(adapter)))
     return "\n".join(["saved", *lines, "load it with" if loading else "load the adapter with", code])

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from lit_align.adapters import held_dtype
+from lit_align.adapters import held_base
 from lit_align.card import CardFacts, exported_card, loading_code, render_card, shown_model
 from lit_align.commands.arguments import Loading, parse
 from lit_align.commands.merging import merge
@@ -105,7 +105,7 @@ def _export_adapter(found: Run, config: dict[str, Any], out: Path, base_model: s
     (out / "adapter_config.json").write_text(json.dumps(named, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     _write_card(found, out, base_model)
     print(f"adapter exported to {out}; load it with")
-    print("\n".join(f"  {line}" for line in loading_code(model, str(out), dtype=held_dtype(out))))
+    print("\n".join(f"  {line}" for line in loading_code(model, str(out), held=held_base(out))))
 
 
 def _sorted(modules: Any) -> Any:
@@ -149,5 +149,5 @@ def _write_card(found: Run, out: Path, base_model: str | None, merged: str = "")
     if merged:
         code = merged_code(out.name)
     elif base_model is not None and not (found.adapter / "reward.json").is_file():
-        code = loading_code(base_model, "adapter", dtype=held_dtype(found.adapter))
+        code = loading_code(base_model, "adapter", held=held_base(found.adapter))
     (out / "README.md").write_text(exported_card(text, base_model, code, merged), encoding="utf-8")

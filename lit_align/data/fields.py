@@ -80,13 +80,23 @@ def as_text(value: Any, name: str) -> Text:
     for number, message in enumerate(messages):
         if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
             raise BadRow(
-                f'{name}[{number}] must be a message {{"role": ..., "content": ...}}, not {json_kind(message)}'
+                f'{name}[{number}] must be a message {{"role": ..., "content": ...}}, not {_described(message)}'
             )
         for key in ("role", "content"):
             if not isinstance(message[key], str):
                 raise BadRow(f'{name}[{number}]["{key}"] must be text, not {json_kind(message[key])}')
             _encodable(message[key], f'{name}[{number}]["{key}"]')
     return messages
+
+
+def _described(message: Any) -> str:
+    """What stands where a message should."""
+    if not isinstance(message, dict):
+        return json_kind(message)
+    found = f"an object with {', '.join(map(repr, message)) or 'nothing'}"
+    if {"from", "value"} <= message.keys():
+        found += ': rename "from" to "role" (human to user, gpt to assistant) and "value" to "content"'
+    return found
 
 
 def _encodable(text: str, name: str) -> str:

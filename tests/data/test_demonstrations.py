@@ -84,6 +84,10 @@ def test_conversations_without_prompt_or_completion_are_dropped(tmp_path, messag
     [
         ({"messages": "Hi"}, 'field "messages" must be a list of {"role", "content"} messages, not text'),
         ({"messages": [{"role": "user"}]}, 'field "messages"[0] must be a message'),
+        (
+            {"messages": [{"from": "human", "value": "a"}]},
+            "an object with 'from', 'value': rename \"from\" to \"role\"",
+        ),
         ({"messages": [USER, GOOD, GOOD]}, 'the prompt ends with a message of role "assistant"'),
         ({"prompt": "Q", "completion": None}, 'field "completion" must be text or a list of'),
         ({"prompt": [USER], "completion": [SYSTEM]}, 'a completion has role "system"; it must be "assistant"'),
