@@ -1,8 +1,9 @@
 """Where the tokens of a CompletionBatch stand in a forward pass, and who may attend to whom.
 
 A tree row holds ``[prompt | completion 1 | ... | completion K]`` of one group, and of further groups where that is
-cheaper. Each completion attends to its prompt and to itself, with positions that restart after the prompt, so a prompt
-goes through the network once instead of K times. Models for which that is not exact get one row per completion.
+cheaper; where each group attends apart, all stand in one row. Each completion attends to its prompt and to itself, with
+positions that restart after the prompt, so a prompt goes through the network once instead of K times. Models for which
+that is not exact get one row per completion.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lit_align.attention import carrier
 from lit_align.batch import CompletionBatch
 
 ATTENTION_WIDTH = 4
@@ -63,8 +65,21 @@ def tree_rows(batch: CompletionBatch, hidden_size: int) -> Rows:
     prompts = batch.prompt_mask.sum(-1)
     widest = ATTENTION_WIDTH * hidden_size
     row, offset, width = _pack((prompts + batch.lengths.sum(-1)).tolist(), widest, batch.prompt_ids.device)
-    starts = (offset + prompts)[:, None] + batch.lengths.cumsum(-1) - batch.lengths
-    return _place(batch, row, offset, row[:, None], starts, offset + prompts - 1, width)
+    return _place_groups(batch, prompts, row, offset, width)
+
+
+def one_row(batch: CompletionBatch) -> Rows:
+    """Lay a batch out with shared prompts in one row, group after group, without padding.
+
+    Args:
+        batch: The completions; a prompt must have at least one token.
+
+    Returns:
+        One row; a group's tokens stand together.
+    """
+    prompts = batch.prompt_mask.sum(-1)
+    sizes = prompts + batch.lengths.sum(-1)
+    return _place_groups(batch, prompts, torch.zeros_like(sizes), sizes.cumsum(0) - sizes, int(sizes.sum()))
 
 
 def separate_rows(batch: CompletionBatch) -> Rows:
@@ -114,21 +129,27 @@ def attention_mask(rows: Rows, window: int | None = None) -> Tensor:
     return (allowed | torch.eye(size, dtype=torch.bool, device=order.device)).unsqueeze(1)
 
 
-def tree_inputs(rows: Rows, config: Any, dtype: torch.dtype) -> dict[str, Any]:
+def tree_inputs(rows: Rows, config: Any, dtype: torch.dtype, apart: bool = False) -> dict[str, Any]:
     """Keyword arguments of a transformers model that make it read tree rows as separate sequences.
 
     Args:
         rows: The rows.
         config: The model's config, which names its kinds of layers and their sliding window.
         dtype: The model's type.
+        apart: Whether the rows are one, from ``one_row``, in which each group attends apart; see ``attention``.
 
     Returns:
         Ids, positions, and a mask, or one for each kind of layer where the model has several.
     """
 
+    parts = groups_of(rows) if apart else []
+
     def mask(window: int | None) -> Tensor:
+        return carrier([added(part, window) for part in parts]) if apart else added(rows, window)
+
+    def added(some: Rows, window: int | None) -> Tensor:
         # Added to the scores in the model's own type: attention would make, and keep, one such copy in every layer.
-        allowed = attention_mask(rows, window)
+        allowed = attention_mask(some, window)
         zeros = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
         return zeros.masked_fill_(~allowed, torch.finfo(dtype).min)
 
@@ -139,6 +160,14 @@ def tree_inputs(rows: Rows, config: Any, dtype: torch.dtype) -> dict[str, Any]:
         if "sliding_attention" in kinds:
             masks["sliding_attention"] = mask(window)
     return {"input_ids": rows.input_ids, "attention_mask": masks, "position_ids": rows.position_ids}
+
+
+def groups_of(rows: Rows) -> list[Rows]:
+    """Each group of ``one_row`` as a row of its own, for its mask: (1, n); the flat places are left out."""
+    sizes = rows.group[0].unique_consecutive(return_counts=True)[1].tolist()
+    fields = zip(*(field.split(sizes, 1) for field in rows[:4]), strict=True)
+    none = rows.predictor[:0]
+    return [Rows(ids, position, group, segment, none, none) for ids, position, group, segment in fields]
 
 
 def to_columns(values: Tensor, batch: CompletionBatch) -> Tensor:
@@ -179,6 +208,12 @@ def _pack(lengths: Sequence[int], widest: int, device: torch.device) -> tuple[Te
         if cost < best:
             best, found = cost, (row, offset, width)
     return torch.tensor(found[0], device=device), torch.tensor(found[1], device=device), found[2]
+
+
+def _place_groups(batch: CompletionBatch, prompts: Tensor, row: Tensor, offset: Tensor, width: int) -> Rows:
+    """Write whole groups at (row, offset)."""
+    starts = (offset + prompts)[:, None] + batch.lengths.cumsum(-1) - batch.lengths
+    return _place(batch, row, offset, row[:, None], starts, offset + prompts - 1, width)
 
 
 def _place(

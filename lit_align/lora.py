@@ -41,10 +41,11 @@ def _forward(layer: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         or _autocasts(x.device.type)
     ):
         return type(layer).forward(layer, x, *args, **kwargs)
-    out = layer.base_layer(x)
-    down = layer.lora_A[name](layer.lora_dropout[name](x))
+    flat = x.flatten(0, -2)  # what is changed in place must be no view, or autograd copies it
+    down = layer.lora_A[name](layer.lora_dropout[name](flat))
     up = layer.lora_B[name].weight.t()
-    return out.flatten(0, -2).addmm_(down.flatten(0, -2), up, alpha=layer.scaling[name]).view(out.shape)
+    out = layer.base_layer(flat).addmm_(down, up, alpha=layer.scaling[name])
+    return out.view(*x.shape[:-1], out.shape[-1])
 
 
 def _autocasts(device: str) -> bool:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lit_align.attention import register_by_group
 from lit_align.errors import UserError
 from lit_align.logprobs import Head, logits
 from lit_align.precision import dtype_of, empty_model, quantization_config, quantization_of
@@ -66,7 +67,7 @@ def load_base(settings: PairSettings, device: torch.device) -> PreTrainedModel:
             config=config,
             dtype=dtype_of(settings, device),
             quantization_config=quantization_config(settings, config, device),
-            attn_implementation=_attention(config),
+            attn_implementation=_attention(config, device),
             device_map={"": device},
             use_safetensors=True,
             **settings.hub_options(),
@@ -153,11 +154,16 @@ def shares_prompts(config: Any) -> bool:
     return False
 
 
-def _attention(config: Any) -> str | None:
-    """Tree masks need sdpa or eager, soft-capped attention scores need eager; other models choose themselves."""
+def _attention(config: Any, device: torch.device) -> str | None:
+    """Tree masks need sdpa or eager, soft-capped attention scores need eager; other models choose themselves.
+
+    On a CPU ``by_group`` leaves out what the masks shut off; on a GPU a call for each group costs more than it saves.
+    """
     if config.model_type not in TREE_FAMILIES:
         return None
-    return "eager" if getattr(config, "attn_logit_softcapping", None) else "sdpa"
+    if getattr(config, "attn_logit_softcapping", None):
+        return "eager"
+    return register_by_group() if device.type == "cpu" else "sdpa"
 
 
 def _silence_dropout(config: Any) -> None:
@@ -190,7 +196,7 @@ def outline(settings: PairSettings, device: torch.device, attention: str) -> tup
     _silence_dropout(config)
     kind = quantization_of(settings, config, device)
     config.quantization_config = None
-    kernel = "eager" if _attention(config) == "eager" else attention
+    kernel = "eager" if _attention(config, device) == "eager" else attention
     options = {"dtype": dtype_of(settings, device), "attn_implementation": kernel}
     return empty_model(config, settings, **options).eval().requires_grad_(False), kind
 

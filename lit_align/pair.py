@@ -13,12 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from lit_align.adapters import POLICY, REFERENCE, active, adapted, factors, free_reference
+from lit_align.attention import BY_GROUP
 from lit_align.batch import CompletionBatch, Perturbed, Rollout, Sampling, Scores
 from lit_align.cache import ReferenceCache
 from lit_align.decoding import decoding, has_cache
 from lit_align.errors import UserError
 from lit_align.generation import draw
-from lit_align.layout import Rows, separate_rows, to_columns, tree_inputs, tree_rows
+from lit_align.layout import Rows, one_row, separate_rows, to_columns, tree_inputs, tree_rows
 from lit_align.logprobs import token_scores
 from lit_align.models import check_head, head_of, load_base, shares_prompts, stop_ids
 from lit_align.settings import PairSettings
@@ -238,11 +239,13 @@ class PolicyReferencePair(nn.Module):
 
     def _lay_out(self, batch: CompletionBatch) -> tuple[Rows, dict[str, Any]]:
         """The rows of a batch, with shared prompts where that is exact, and the model's inputs for them."""
-        hidden_size = self.base.config.get_text_config().hidden_size
-        rows = tree_rows(batch, hidden_size) if self.trees else separate_rows(batch)
+        config = self.base.config
+        apart = self.trees and config._attn_implementation == BY_GROUP
+        width = config.get_text_config().hidden_size
+        rows = one_row(batch) if apart else tree_rows(batch, width) if self.trees else separate_rows(batch)
         self.cells = self.cells.to(rows.cells.device) + rows.cells
         if self.trees:
-            return rows, tree_inputs(rows, self.base.config, self.base.dtype)
+            return rows, tree_inputs(rows, config, self.base.dtype, apart)
         return rows, {"input_ids": rows.input_ids, "attention_mask": rows.group.ge(0).long()}
 
     def _hidden(self, inputs: dict[str, Any], places: Tensor) -> Tensor:

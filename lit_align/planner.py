@@ -43,11 +43,17 @@ class Load(NamedTuple):
         rows: Rows R.
         length: Tokens N of a row, padding included.
         scored: Completion tokens T.
+        masked: Numbers in the attention masks.
     """
 
     rows: int
     length: int
     scored: int
+    masked: int = 0
+
+    def times(self, count: int) -> Load:
+        """So many of these."""
+        return Load(self.rows * count, self.length, self.scored * count, self.masked * count)
 
 
 @dataclass(frozen=True)
@@ -133,6 +139,8 @@ class Planner:
         if settings.gradient_checkpointing:
             base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             self.model.train()
+        shared = self.config.model_type in TREE_FAMILIES and self.config._attn_implementation != "eager"
+        self.apart = shared and device.type == "cpu"
         self.holes = 0.0 if device.type != "cpu" else HOLES[settings.gradient_checkpointing]
         self._walked: dict[tuple[int, int], Pass] = {}
 
@@ -144,13 +152,14 @@ class Planner:
         """
         one = self._walk(1, load.length)
         found = one if load.rows == 1 else one.along(self._walk(2, load.length), load.rows)
+        masks = load.masked * self.dtype.itemsize
         trained = sum(p.nbytes for p in self.model.parameters() if p.requires_grad)
         frozen = sum(p.nbytes for name, p in self.model.named_parameters() if f".{REFERENCE}." in name)
         tensors = Estimate(
             base=self.weights,
             adapter=4 * trained + frozen,
-            reference=found.reference + self.unpacked,
-            activations=found.kept,
+            reference=found.reference + self.unpacked + masks,
+            activations=found.kept + masks,
             head=self._head(load.scored),
             backward=found.backward - found.kept + self.unpacked,
         )
@@ -169,10 +178,15 @@ class Planner:
 
     def load(self, batch: CompletionBatch) -> Load:
         """A micro-batch as this model's forward pass sees it."""
+        scored = int(batch.completion_mask.sum())
+        if self.apart:
+            sizes = batch.prompt_mask.sum(-1) + batch.lengths.sum(-1)
+            # What is alive grows with the tokens, however they stand in rows.
+            return Load(len(sizes), -(-int(sizes.sum()) // len(sizes)), scored, int((sizes**2).sum()))
         trees = self.config.model_type in TREE_FAMILIES
         rows = tree_rows(batch, self.config.get_text_config().hidden_size) if trees else separate_rows(batch)
         height, length = rows.input_ids.shape
-        return Load(height, length, len(rows.predictor))
+        return Load(height, length, scored, height * length**2)
 
     def largest(self, group: Load, memory: int) -> int:
         """The most groups of a micro-batch that fit.
@@ -186,7 +200,7 @@ class Planner:
         """
 
         def fits(count: int) -> bool:
-            return self.estimate(Load(group.rows * count, group.length, group.scored * count)).total <= memory
+            return self.estimate(group.times(count)).total <= memory
 
         low, high = 0, 1
         while fits(high):

@@ -35,7 +35,7 @@ class Pass:
 
 
 def walk(model: Any, rows: int, length: int) -> Pass:
-    """Add up what is alive in the passes, without the vocabulary head.
+    """Add up what is alive in the passes, without attention masks and the vocabulary head.
 
     Args:
         model: The policy on the meta device, with its adapter.
@@ -61,5 +61,5 @@ def walk(model: Any, rows: int, length: int) -> Pass:
 
 def _inputs(rows: int, length: int, dtype: torch.dtype) -> dict[str, Tensor]:
     ids = torch.zeros(rows, length, dtype=torch.int64)
-    mask = torch.zeros(rows, 1, length, length, dtype=dtype)
+    mask = torch.zeros(1, 1, 1, 1, dtype=dtype)  # its size depends on the layout, and is for the caller to add
     return {"input_ids": ids, "position_ids": torch.zeros_like(ids), "attention_mask": mask}

@@ -8,6 +8,7 @@ from bitsandbytes.functional import dequantize_4bit
 from safetensors.torch import load_file
 from torch import Tensor
 
+from lit_align.attention import BY_GROUP
 from lit_align.batch import CompletionBatch, Sampling
 from lit_align.errors import UserError
 from lit_align.layout import Rows, attention_mask, tree_rows
@@ -149,15 +150,18 @@ def test_policy_and_reference_agree_exactly_at_the_start(family: str, tmp_path: 
     assert scores.token_kl.abs().max() == 0
 
 
-@pytest.mark.parametrize("rows", [1, 2, 4])
+@pytest.mark.parametrize("rows", [0, 1, 2, 4])
 def test_one_row_per_completion_gives_the_same_scores_and_gradients(
     family: str, rows: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All groups in one row, two in each, and each in its own."""
+    """Each group attending apart; and with masks of whole rows, all in one, two in each, each in its own."""
     pair = disturbed(PolicyReferencePair(PairSettings(save_tiny(family, tmp_path))))
     batch, found = ragged_batch(), []
-    monkeypatch.setattr("lit_align.layout.ATTENTION_WIDTH", {1: 1e6, 2: 4, 4: 1e-6}[rows])
-    assert len(tree_rows(batch, 32).input_ids) == rows
+    if rows:
+        if pair.base.config._attn_implementation == BY_GROUP:
+            pair.base.set_attn_implementation("sdpa")
+        monkeypatch.setattr("lit_align.layout.ATTENTION_WIDTH", {1: 1e6, 2: 4, 4: 1e-6}[rows])
+        assert len(tree_rows(batch, 32).input_ids) == rows
     for pair.trees in (True, False):
         pair.zero_grad()
         scores = pair.score(batch, kl=True, entropy=True)
@@ -171,11 +175,11 @@ def test_one_row_per_completion_gives_the_same_scores_and_gradients(
         assert (gradient[name] - value).abs().max() <= 1e-5 * max(1, value.abs().max())
 
 
-@pytest.mark.parametrize(("name", "masks"), [("llama", 1), ("gemma2", 2)])
+@pytest.mark.parametrize(("name", "masks"), [("llama", 4), ("gemma2", 2)])
 def test_the_masks_are_built_once_for_both_models(
     name: str, masks: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One for each kind of layer, whatever the number of layers."""
+    """One for each kind of layer, whatever the number of layers; or for each group where groups attend apart."""
     pair = PolicyReferencePair(PairSettings(save_tiny(name, tmp_path)))
     built: list[int | None] = []
 

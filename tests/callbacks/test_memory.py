@@ -82,8 +82,8 @@ def test_a_device_that_is_too_small_is_warned_of(
     settings, rows = PairSettings(model), data(tmp_path)
     rows.load(byte_tokenizer())
     planner = Planner(settings, torch.device("cpu"))
-    load = planner.load(memory.heaviest(rows, 1)[1][0])
-    alone = planner.estimate(load._replace(rows=1, scored=load.scored // load.rows))
+    groups = [group for step in memory.heaviest(rows, 1) for group in memory.groups_of(step[0])]
+    alone = planner.estimate(planner.load(max(groups, key=memory.tokens_of)))
     monkeypatch.setattr(memory, "free", lambda device: alone.total + 1000)
     with caplog.at_level(logging.WARNING):
         trainer(MemoryPlan(), max_epochs=1, limit_train_batches=1).fit(DPO(pair=settings), datamodule=data(tmp_path))

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from benchmarking.work import completion_tokens, distinct_tokens
 from lit_align.batch import CompletionBatch
 from lit_align.data.collate import Group, collate
-from lit_align.layout import separate_rows, tree_rows
 from lit_align.logp_files import LogProbFiles
 from lit_align.logprobs import CHUNK_ELEMENTS
 from lit_align.models import load_base
@@ -100,9 +99,11 @@ class Ours(Side):
 
     def cells(self, groups: Sequence[Group]) -> tuple[int, int]:
         """Of the layout in use."""
-        batch, width = collate(groups), self.pair.base.config.hidden_size
-        rows = tree_rows(batch, width) if self.pair.trees else separate_rows(batch)
-        return int((rows.group >= 0).sum()), rows.group.numel()
+        before = self.pair.cells.clone()
+        with torch.no_grad():
+            self.pair.score(collate(groups), reference=False)
+        empty, cells = (self.pair.cells - before).tolist()
+        return cells - empty, cells
 
 
 class Limit(Side):
