@@ -120,7 +120,7 @@ def test_the_loading_code_is_valid_and_portable(model: str) -> None:
     code = text.split("```python\n")[1].split("\n```")[0]
     compile(code, "card", "exec")
     assert str(Path(assets.__file__).parent) not in text
-    assert len(loading_code(model, "adapter")) == 3
+    assert len(loading_code(model, "adapter")) == 4
 
 
 def test_versions_name_what_is_installed() -> None:

@@ -64,9 +64,9 @@ def test_what_is_printed_loads_the_policy_where_the_files_have_another_type(
     assert main(["export", str(trained), "--out", "out", "--check", "vllm"]) == 0
     out = capsys.readouterr().out
     assert "--lora-modules policy=out\n" in out
-    line = next(line for line in out.splitlines() if line.startswith("  model = ")).replace(repr(base), "'half'")
-    names: dict[str, Any] = {"PeftModel": PeftModel, "AutoModelForCausalLM": AutoModelForCausalLM}
-    exec(line.strip(), names)
+    lines = [line.strip() for line in out.splitlines() if line.startswith(("  from peft", "  base = ", "  model = "))]
+    names: dict[str, Any] = {}
+    exec("\n".join(lines).replace(repr(base), "'half'"), names)
     assert torch.equal(logits(names["model"], ids), policy)
     assert 'dtype="float32"' in Path("out/README.md").read_text()
 
