@@ -92,7 +92,9 @@ def _plan(settings: PairSettings, data: Any, device: torch.device, share: int) -
     longest = max((group for step in steps for group in groups_of(step[0])), key=tokens_of)
     own, room = program(device), free(device)
     largest = planner.largest(planner.load(longest), room)
-    print(plan_line(estimate, own, room, largest, int(tokens_of(longest)), device), flush=True)
+    fresh = isinstance(data, OnPolicyData | MixedData)
+    line = plan_line(estimate, own, room, largest, int(tokens_of(longest)), device)
+    print(line + ("; completions to be drawn are taken to fill their budget" if fresh else ""), flush=True)
     if estimate.total > room:
         log.warning("%s", remedy(estimate, room, largest, settings))
     return own + estimate.total
