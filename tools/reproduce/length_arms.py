@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-
 from trials.study import Arm, Study
 from trials.trial import Options
 
@@ -26,19 +25,14 @@ FRESH: dict[str, Options] = {
 FIXED: dict[str, Options] = {
     "offline DPO": {"model": "DPO", "data.select": "best_and_worst"},
     "Pref-FT": {"model": "SFT", "data.select": "best"},
-    "offline best-of-N, negative gradient": {
-        "model": "BestOfN",
-        "model.negative_coef": 1.0,
-        "data.select": "ranked",
-    },
 }
 """Methods on the dataset's completions."""
 
 SWEPT = ("on-policy DPO", "PPO", "RWR")
-BUFFERS = (4, 32)
+BUFFERS = (3, 24)
 """|D|/M, beside 1; the last is one collection for the whole run."""
 PASSES = (2, 8)
-"""T on a buffer of 4 minibatches, beside 1."""
+"""T on the smaller of these, beside 1."""
 
 
 @dataclass(frozen=True)
@@ -96,32 +90,34 @@ def arms(own: Own) -> list[Arm]:
 
 
 def of_task(own: Own, task: str) -> Iterator[Arm]:
-    """The arms of one task."""
+    """The arms of one task; Skew is Min on other data and takes the learning rates that Min has found."""
+    like = "Min" if task == "Skew" else None
     facts = {"task": task, "steps": own.steps, "every": own.every, "fresh": True}
     facts["few"] = BUFFERS[0] * own.minibatch
     for name, options in FRESH.items():
-        base = Arm(f"{task} {name}", task, options, None, {**facts, **drawn(own, 1, 1)})
+        base = Arm(f"{task} {name}", task, options, like and f"{like} {name}", {**facts, **drawn(own, 1, 1)})
         yield base
         if name in SWEPT:
             yield from swept(own, base)
     kind = {"data": "ScoredGroups", "data.batch_size": own.minibatch // own.completions, **shorten(task)}
     length = {"trainer.max_steps": own.steps, "trainer.limit_val_batches": 0}
     for name, options in FIXED.items():
-        yield Arm(f"{task} {name}", task, {**options, **kind, **length}, None, {**facts, "fresh": False})
+        found = {**options, **kind, **length}
+        yield Arm(f"{task} {name}", task, found, like and f"{like} {name}", {**facts, "fresh": False})
 
 
 def swept(own: Own, base: Arm) -> Iterator[Arm]:
-    """Larger buffers, and on Min more passes, with the learning rate of the base and as many updates."""
-    sizes = [(times, 1) for times in BUFFERS]
+    """Larger buffers and, on Min, more passes, with the learning rate of the base and as many updates."""
+    sizes = [(BUFFERS[-1], 1)] if base.facts["task"] == "Skew" else []
     if base.facts["task"] == "Min":
-        sizes += [(BUFFERS[0], passes) for passes in PASSES]
+        sizes = [*((times, 1) for times in BUFFERS), *((BUFFERS[0], passes) for passes in PASSES)]
     for times, passes in sizes:
         if own.steps % (times * passes) == 0:
             options = {"data.buffer": own.minibatch * times, "data.passes": passes}
             options["trainer.max_epochs"] = own.steps // (times * passes)
             name = f"{base.name}, B {times}M, T {passes}"
             facts = {**base.facts, **drawn(own, times, passes)}
-            yield Arm(name, f"{base.part}-swept", {**base.options, **options}, base.name, facts)
+            yield Arm(name, f"{base.part}-swept", {**base.options, **options}, base.like or base.name, facts)
 
 
 def drawn(own: Own, times: int, passes: int) -> dict[str, int]:
@@ -130,15 +126,14 @@ def drawn(own: Own, times: int, passes: int) -> dict[str, int]:
 
 
 def quick(study: Study) -> Study:
-    """The same in a few seconds: one task, two arms, one learning rate, two updates."""
-    wanted = [arm for arm in study.arms if arm.name in ("Min on-policy DPO", "Min offline DPO")]
-    short = {"trainer.log_every_n_steps": 1, "samples.prompts": 4, "samples.every_n_steps": 1}
-    small = []
-    for arm in wanted:
-        end = {"trainer.max_epochs": 2} if arm.facts["fresh"] else {"trainer.max_steps": 2, "data.max_rows": 32}
-        options = {**arm.options, **short, **end, "data.max_new_tokens": 16, "samples.max_new_tokens": 16}
-        if not arm.facts["fresh"]:
-            del options["data.max_new_tokens"]
-        small.append(replace(arm, options=options, facts={**arm.facts, "steps": 2, "every": 1}))
+    """The same in a few seconds: one task, two arms, one learning rate that one of them searches, two updates."""
+    fresh, fixed = (arm for arm in study.arms if arm.name in ("Min on-policy DPO", "Min offline DPO"))
+    facts = {"steps": 2, "every": 1}
+    short: Options = {"trainer.log_every_n_steps": 1, "samples.prompts": 4, "samples.every_n_steps": 1}
+    short = {**short, "samples.max_new_tokens": 8, "data.max_rows": 32}
+    draws: Options = {"trainer.max_epochs": 2, "data.max_new_tokens": 8, "data.buffer": 8, "data.minibatch": 8}
+    small = [replace(fresh, options={**fresh.options, **short, **draws}, facts={**fresh.facts, **facts})]
+    options = {**fixed.options, **short, "trainer.max_steps": 2, "data.batch_size": 2}
+    small.append(replace(fixed, options=options, like=fresh.name, facts={**fixed.facts, **facts}))
     label = list(study.grid)[1]
     return replace(study, arms=small, grid={label: study.grid[label]})

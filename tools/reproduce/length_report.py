@@ -13,8 +13,6 @@ from trials.statistics import plus_minus, table
 
 TOKEN = 1.0
 """Rewards nearer than this, in tokens, are alike: less than the length of a word."""
-UNLIKE = (("best-of-N", "Pref-FT"), ("best-of-N, negative gradient", "offline best-of-N, negative gradient"))
-"""Methods that differ in who draws alone, beside DPO."""
 MEASURES = ("gold", "gold over the run", "half", "kl at half", "kl", "proxy")
 HEADS = ("true reward", "mean over the run", "update at half way", "KL there, nats", "KL, nats", "learned reward")
 
@@ -22,12 +20,15 @@ HEADS = ("true reward", "mean over the run", "update at half way", "KL there, na
 def claims() -> list[Claim]:
     """What the study is to decide."""
     found: list[Claim] = [claim for task in ("Min", "Skew") for claim in _of_task(task)]
-    for name in ("PPO", "RWR", "REINFORCE", "best-of-N", "best-of-N, negative gradient", "offline DPO", "Pref-FT"):
-        text = f"Mode: {name} ends like on-policy DPO, within a token"
-        found.append(Alike(text, "gold", [f"Mode {name}"], ["Mode on-policy DPO"], TOKEN))
+    others = [name for name in (*FRESH, *FIXED) if name != "on-policy DPO"]
+    found += [_alike(f"Mode: {name} ends like on-policy DPO, within a token", name) for name in others]
     text = "Mode: offline DPO ends worse than Pref-FT"
     found.append(More(text, "gold", ["Mode Pref-FT"], ["Mode offline DPO"]))
     return found + [claim for name in SWEPT for claim in _of_reuse(name)]
+
+
+def _alike(text: str, name: str) -> Claim:
+    return Alike(text, "gold", [f"Mode {name}"], ["Mode on-policy DPO"], TOKEN)
 
 
 def _of_task(task: str) -> list[Claim]:
@@ -36,16 +37,15 @@ def _of_task(task: str) -> list[Claim]:
 
     over = "gold over the run"
     found = [more("on-policy DPO is half way sooner than offline DPO", "half", "offline DPO", "on-policy DPO")]
-    found += [more(f"on-policy is better: {name} over {fixed}", over, name, fixed) for name, fixed in UNLIKE]
+    found.append(more("on-policy DPO is better than offline DPO over the run", over, "on-policy DPO", "offline DPO"))
+    found.append(more("on-policy is better without a negative gradient: best-of-N", over, "best-of-N", "Pref-FT"))
     negative = "best-of-N, negative gradient"
     found.append(more("a negative gradient is better: best-of-N with it", over, negative, "best-of-N"))
     found.append(more("a negative gradient is better: offline DPO over Pref-FT", over, "offline DPO", "Pref-FT"))
     for name in ("PPO", "RWR", "REINFORCE", "best-of-N"):
         found.append(more(f"on-policy DPO is better than {name}", over, "on-policy DPO", name))
-    for name in SWEPT:
-        large = _sweep(name, BUFFERS[-1], 1)
-        found.append(more(f"{name}: a fresh buffer for each update beats one for all", over, name, large))
-    return found
+    text, large = "a fresh buffer for each update beats one for all", BUFFERS[-1]
+    return found + [more(f"{name}: {text}", over, name, _sweep(name, large, 1)) for name in SWEPT]
 
 
 def _of_reuse(name: str) -> list[Claim]:

@@ -1,0 +1,52 @@
+"""SPO against DPO again, after Figure 1 of arXiv 2405.00747: win rate against the reference over training.
+
+    python tools/reproduce/spo.py --out docs/evidence --work runs/spo                everything
+    python tools/reproduce/spo.py --parts figure1 --out runs/spo                     the grids alone
+    python tools/reproduce/spo.py --figures --out docs/evidence                      tables and figures anew
+
+Every run is ``python -m lit_align fit`` on ``spo.yaml``, and what is reported of it is what that draws now and then on
+held-out prompts, against what the reference wrote there. A study that was stopped goes on where it was. Both methods
+try the same learning rates, at one setting of their own hyperparameters and on a seed that is not reported, and take
+the one of the largest mean win rate over the run for all of their settings.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from spo_arms import arms, quick
+from spo_report import figures, tables
+from spo_wins import measured
+from trials.command import conduct, parse
+from trials.plan import plan
+from trials.study import Study
+
+RATES = ("0.0003", "0.001", "0.003")
+SECONDS = 60.0
+"""CPU seconds of a run, measured on one core of a machine without a GPU."""
+CONFIG = Path(__file__).parent / "spo.yaml"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    given = parse(["--seeds", "3", *(sys.argv[1:] if arguments is None else arguments)], __doc__, "spo", CONFIG)
+    study = Study(
+        name="spo",
+        config=given.config,
+        arms=arms(),
+        grid={f"learning rate {rate}": {"model.optim.learning_rate": rate} for rate in RATES},
+        criterion="over the run",
+        data=lambda arm, seed: {},
+        measure=lambda arm, folder: measured(folder),
+    )
+    study = quick(study) if given.quick else study
+    if not given.figures:
+        print(plan(study, given, SECONDS), flush=True)
+    return conduct(given, study, tables, figures)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
