@@ -36,7 +36,7 @@ from trials.trial import Options
 from trials.workers import in_child, lit_align
 
 RATES = ("0.0003", "0.001", "0.003")
-SECONDS = 20.0
+SECONDS = 30.0
 """CPU seconds of a run, measured on one core of a machine without a GPU."""
 REWARD = Path(__file__).parents[2] / "configs" / "reward_model.yaml"
 

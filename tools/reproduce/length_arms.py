@@ -29,9 +29,9 @@ FIXED: dict[str, Options] = {
 """Methods on the dataset's completions."""
 
 SWEPT = ("on-policy DPO", "PPO", "RWR")
-BUFFERS = (3, 24)
+BUFFERS = (4, 24)
 """|D|/M, beside 1; the last is one collection for the whole run."""
-PASSES = (2, 8)
+PASSES = (2, 6)
 """T on the smaller of these, beside 1."""
 
 
@@ -99,7 +99,9 @@ def of_task(own: Own, task: str) -> Iterator[Arm]:
         yield base
         if name in SWEPT:
             yield from swept(own, base)
-    kind = {"data": "ScoredGroups", "data.batch_size": own.minibatch // own.completions, **shorten(task)}
+    groups = own.minibatch // own.completions
+    # Twice the rows that are used: the reward model judges all that are read before a run begins.
+    kind = {"data": "ScoredGroups", "data.batch_size": groups, "data.max_rows": 2 * groups * own.steps, **shorten(task)}
     length = {"trainer.max_steps": own.steps, "trainer.limit_val_batches": 0}
     for name, options in FIXED.items():
         found = {**options, **kind, **length}

@@ -42,8 +42,8 @@ def _of_task(task: str) -> list[Claim]:
     negative = "best-of-N, negative gradient"
     found.append(more("a negative gradient is better: best-of-N with it", over, negative, "best-of-N"))
     found.append(more("a negative gradient is better: offline DPO over Pref-FT", over, "offline DPO", "Pref-FT"))
-    for name in ("PPO", "RWR", "REINFORCE", "best-of-N"):
-        found.append(more(f"on-policy DPO is better than {name}", over, "on-policy DPO", name))
+    others = ("PPO", "RWR", "REINFORCE", "best-of-N")
+    found += [more(f"on-policy DPO is better than {name}", over, "on-policy DPO", name) for name in others]
     text, large = "a fresh buffer for each update beats one for all", BUFFERS[-1]
     return found + [more(f"{name}: {text}", over, name, _sweep(name, large, 1)) for name in SWEPT]
 

@@ -12,7 +12,7 @@ ALPHA, BETA, DPO_BETA = 0.01, 0.01, 0.1
 ALPHAS = (0.003, 0.01, 0.03, 0.1)
 BETAS = (0.003, 0.01, 0.03, 0.1)
 DPO_BETAS = (0.01, 0.05, 0.1, 0.5)
-GAMMAS = (0.01, 0.03, 0.1)
+GAMMAS = (0.01, 0.1)
 SPO_BASE, DPO_BASE = f"SPO, α {ALPHA}, β {BETA}", f"DPO, β {DPO_BETA}"
 PAIRS: Options = {"data": "PreferenceData"}
 
