@@ -81,7 +81,7 @@ class Conduct:
         seeds: Runs of each arm that are reported, >= 1.
         search_seeds: Runs of each setting in the search, >= 1.
         workers: Runs at a time.
-        failed: Runs that failed, name to what is to be known of them.
+        failed: Runs that failed, name to what is to be known of them, the stage included.
     """
 
     study: Study
@@ -109,13 +109,13 @@ class Conduct:
         print(f"{stage}: {len(trials)} runs, {len(trials) - len(waiting)} of them done before", flush=True)
         for ended in run_all([trial for _, trial in waiting.values()], self.runs, self.workers, self.call):
             arm, _ = waiting.pop(ended.trial.key)
-            said = self.keep(arm, ended)
+            said = self.keep(stage, arm, ended)
             left = sum(self.expected(other.name) for other, _ in waiting.values()) / self.workers
             done = f"{len(trials) - len(waiting)}/{len(trials)}"
             told = f"{said}, {ended.seconds:.0f} s; {left / 60:.0f} min left"
             print(f"{stage} {done}: {ended.trial.name}: {told}", flush=True)
 
-    def keep(self, arm: Arm, ended: Ended) -> str:
+    def keep(self, stage: str, arm: Arm, ended: Ended) -> str:
         """Put down what a run gave, and say it in a word; a run that failed is tried again by the next start."""
         problem = f"exit code {ended.code}: {ended.last_words}" if ended.code else None
         try:
@@ -123,8 +123,8 @@ class Conduct:
         except Exception as error:
             problem = f"its results cannot be read: {error!r}"
         if problem:
-            command = ended.trial.command(ended.folder)
-            self.failed[ended.trial.name] = {"problem": problem, "command": command, "log": str(ended.log)}
+            told = {"stage": stage, "problem": problem, "log": str(ended.log)}
+            self.failed[ended.trial.name] = {**told, "command": ended.trial.command(ended.folder)}
             return f"FAILED, {problem}"
         seconds = {"seconds": ended.seconds, "cpu_seconds": ended.cpu_seconds}
         self.results.add(ended.trial.key, {"arm": arm.name, **seconds, **measured})
@@ -147,7 +147,7 @@ class Conduct:
         try:
             return best(self.tried(arm))
         except ValueError as error:
-            self.failed[arm.name] = {"problem": str(error), "command": "", "log": ""}
+            self.failed[arm.name] = {"stage": "choice", "problem": str(error), "log": "", "command": ""}
             return None
 
     def report(self, arms: Sequence[Arm]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
 
+from lit_align.quiet import quiet_libraries, quiet_warnings
 from trials.trial import Trial, start_of
 
 Call = Callable[[list[str]], int]
@@ -44,9 +45,9 @@ class Ended:
 
     @property
     def last_words(self) -> str:
-        """The last line it printed."""
-        lines = self.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        return lines[-1].strip() if lines else "it printed nothing"
+        """The line that begins with its error, or else the last one it printed."""
+        lines = self.log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["it printed nothing"]
+        return next((line for line in reversed(lines) if line.startswith("error: ")), lines[-1]).strip()
 
 
 def lit_align(args: list[str]) -> int:
@@ -58,6 +59,8 @@ def lit_align(args: list[str]) -> int:
 
 def import_all(config: Path) -> None:
     """Let lit_align import and parse once what every run needs; loads no model."""
+    quiet_libraries()
+    quiet_warnings()
     import peft
     import transformers.models.auto.modeling_auto  # noqa: F401
 
@@ -85,9 +88,8 @@ def run_all(trials: Sequence[Trial], root: Path, workers: int, call: Call = lit_
             pid, status, usage = os.wait4(-1, 0)
             if pid in running:
                 trial, begun = running.pop(pid)
-                folder = trial.folder(root)
                 code, cpu = os.waitstatus_to_exitcode(status), usage.ru_utime + usage.ru_stime
-                yield Ended(trial, folder, folder.with_suffix(".log"), code, time.monotonic() - begun, cpu)
+                yield Ended(trial, trial.folder(root), trial.log(root), code, time.monotonic() - begun, cpu)
     finally:
         for pid in running:
             os.kill(pid, signal.SIGTERM)
@@ -121,13 +123,12 @@ def in_child(function: Callable[[], object]) -> None:
 
 
 def _begin(trial: Trial, root: Path, call: Call) -> int:
-    folder = trial.folder(root)
-    args = start_of(trial, folder)
+    args = start_of(trial, trial.folder(root))
     sys.stdout.flush()
     sys.stderr.flush()
     pid = os.fork()
     if pid == 0:
-        _child(args, folder.with_suffix(".log"), call)
+        _child(args, trial.log(root), call)
     return pid
 
 
@@ -135,11 +136,10 @@ def _child(args: list[str], log: Path, call: Call) -> None:
     """The child's whole life; it never returns."""
     code = 1
     try:
-        with log.open("w") as file:
-            os.dup2(file.fileno(), 1)
-            os.dup2(file.fileno(), 2)
+        sys.stdout = sys.stderr = log.open("w", buffering=1, encoding="utf-8")
+        for stream in (1, 2):
+            os.dup2(sys.stdout.fileno(), stream)
         code = call(args)
-        sys.stdout.flush()
     except BaseException:
         import traceback
 
