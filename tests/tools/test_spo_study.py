@@ -70,6 +70,18 @@ def test_a_run_folder_is_read_draw_by_draw(tool: Any, tmp_path: Path) -> None:
         tool.wins.measured(tmp_path)
 
 
+def test_samples_without_a_reward_can_be_judged(tool: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "counting_reward.py").write_text(
+        "def letters(prompts, completions):\n    return map(len, completions)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    rows = [{"step": step, "prompt": "?", "completion": "a" * step} for step in (1, 2)]
+    (tmp_path / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tool.wins.judge(tmp_path, "counting_reward.letters")
+    told = {float(step): {"prompts": 1, "completions": 1} for step in (1, 2)}
+    assert tool.wins.rewards_of(tmp_path, told) == {1.0: [[1.0]], 2.0: [[2.0]]}
+
+
 def test_both_methods_search_one_setting_and_all_others_take_its_rate(tool: Any) -> None:
     arms = {arm.name: arm for arm in tool.arms.arms()}
     assert len(arms) == len(tool.arms.arms())

@@ -3,6 +3,7 @@
     python tools/reproduce/spo.py --out docs/evidence --work runs/spo                everything
     python tools/reproduce/spo.py --parts figure1 --out runs/spo                     the grids alone
     python tools/reproduce/spo.py --figures --out docs/evidence                      tables and figures anew
+    python tools/reproduce/spo.py --config my.yaml --reward my_rewards.score         other data, which brings no reward
 
 Every run is ``python -m lit_align fit`` on ``spo.yaml``, and what is reported of it is what that draws now and then on
 held-out prompts, against what the reference wrote there. A study that was stopped goes on where it was. Both methods
@@ -12,18 +13,22 @@ the one of the largest mean win rate over the run for all of their settings.
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from spo_arms import arms, quick
 from spo_report import figures, tables
-from spo_wins import measured
+from spo_wins import judge, measured
 from trials.command import conduct, parse
 from trials.plan import plan
-from trials.study import Study
+from trials.study import Arm, Study
+from trials.workers import in_child
 
 RATES = ("0.0003", "0.001", "0.003")
 SECONDS = 65.0
@@ -32,7 +37,10 @@ CONFIG = Path(__file__).parent / "spo.yaml"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    given = parse(["--seeds", "3", *(sys.argv[1:] if arguments is None else arguments)], __doc__, "spo", CONFIG)
+    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    own.add_argument("--reward")
+    mine, rest = own.parse_known_args(arguments)
+    given = parse(["--seeds", "3", *rest], __doc__, "spo", CONFIG)
     study = Study(
         name="spo",
         config=given.config,
@@ -40,12 +48,19 @@ def main(arguments: list[str] | None = None) -> int:
         grid={f"learning rate {rate}": {"model.optim.learning_rate": rate} for rate in RATES},
         criterion="over the run",
         data=lambda arm, seed: {},
-        measure=lambda arm, folder: measured(folder),
+        measure=partial(measure, mine.reward),
     )
     study = quick(study) if given.quick else study
     if not given.figures:
         print(plan(study, given, SECONDS), flush=True)
     return conduct(given, study, tables, figures)
+
+
+def measure(reward: str | None, arm: Arm, folder: Path) -> dict[str, Any]:
+    """What is read off a run, whose samples are judged by another reward first if one is named."""
+    if reward is not None:
+        in_child(partial(judge, folder, reward))
+    return measured(folder)
 
 
 if __name__ == "__main__":

@@ -43,13 +43,29 @@ def measured(folder: Path) -> dict[str, Any]:
     steps = list(told)
     reference = rewards[steps[0]]
     curve = {"step": steps, "win": [0.5, *(win_rate(rewards[step], reference) for step in steps[1:])]}
-    curve["reward"] = [one["reward"]["mean"] for one in told.values()]
+    curve["reward"] = [statistics.fmean(map(statistics.fmean, rewards[step])) for step in steps]
     curve["kl"] = [one["kl"]["mean"] if "kl" in one else 0.0 for one in told.values()]
     curve["length"] = [one["tokens"] for one in told.values()]
     return {
         "final": {**shape(curve), **{name: curve[name][-1] for name in ("win", "reward", "kl", "length")}},
         "curve": curve,
     }
+
+
+def judge(folder: Path, name: str) -> None:
+    """Give the samples of a run the rewards of a source that its dataset does not bring.
+
+    Args:
+        folder: The run folder.
+        name: As ``--reward`` of ``python -m lit_align evaluate``.
+    """
+    from lit_align.commands.rewarding import load_reward
+
+    path = folder / "samples.jsonl"
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    rewards = load_reward(name)([row["prompt"] for row in rows], [row["completion"] for row in rows])
+    judged = [{**row, "reward": float(reward)} for row, reward in zip(rows, rewards, strict=True)]
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in judged), encoding="utf-8")
 
 
 def rewards_of(folder: Path, told: Mapping[float, Any]) -> dict[float, list[list[float]]]:
