@@ -119,8 +119,11 @@ def figures(found: Mapping[str, Any], folder: Path) -> None:
 
 
 def _tasks(arms: Mapping[str, Any], names: list[str], x: str, path: Path, label: str) -> None:
-    picture = Picture(TASKS)
-    for panel, task in enumerate(TASKS):
+    tasks = [task for task in TASKS if any(f"{task} {name}" in arms for name in names)]
+    if not tasks:
+        return
+    picture = Picture(tasks)
+    for panel, task in enumerate(tasks):
         for name in names:
             picture.line(panel, name, _curve(arms, f"{task} {name}"), x, "gold")
     picture.save(path, label, "true reward, tokens")
