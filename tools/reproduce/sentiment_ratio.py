@@ -4,8 +4,9 @@ Of M answers y_i of the reference to a prompt,
 
     w_i = M · softmax_i(log π(y_i)/π_ref(y_i))
 
-estimates π/π_ref at y_i, and for the optimal policy π* ∝ π_ref exp(r/β) the logarithm of the ratio is r/β and a constant.
-A kernel density of the rewards, weighted by w, is then that of the rewards under π. arXiv 2402.00856, Figures 3, 7 and 8.
+estimates π/π_ref at y_i, and for the optimal policy π* ∝ π_ref exp(r/β) the logarithm of the ratio is r/β and a
+constant. A kernel density of the rewards, weighted by w, is then that of the rewards under π. arXiv 2402.00856,
+Figures 3, 7 and 8.
 """
 
 from __future__ import annotations
@@ -43,9 +44,9 @@ def divergences(logratio: Tensor, optimal: Tensor) -> dict[str, float]:
         optimal: r/β, (N, M).
 
     Returns:
-        ``forward``, KL(π* ‖ π) in nats, which tends to that of the policies themselves as M grows; ``reverse``, KL(π ‖ π*);
-        ``policy share`` and ``optimal share``, the effective sample size 1/Σ(w/M)² over M: near 1/M an estimate stands on
-        one answer.
+        ``forward``, KL(π* ‖ π) in nats, which tends to that of the policies themselves as M grows; ``reverse``,
+        KL(π ‖ π*); ``policy share`` and ``optimal share``, the effective sample size 1/Σ(w/M)² over M: near 1/M an
+        estimate stands on one answer.
     """
     log_p, log_q = logratio.log_softmax(-1), optimal.log_softmax(-1)
     found = {"forward": _kl(log_q, log_p), "reverse": _kl(log_p, log_q)}
@@ -85,9 +86,10 @@ def curves(logratio: Tensor, rewards: Tensor, beta: float) -> dict[str, list[flo
 
 def against_the_optimum(folder: Path, answers: Path, beta: float) -> dict[str, Any]:
     """Both of the above for a run, on the reference's answers in a file of ``sentiment_world``."""
+    from sentiment_world import read_reference
+
     from lit_align.commands.arguments import Loading
     from lit_align.commands.runs import find_run, load, opened
-    from sentiment_world import read_reference
 
     loaded = load(opened(find_run(str(folder)), Loading()))
     batch, rewards = read_reference(answers)

@@ -15,12 +15,12 @@ from typing import Any
 
 import torch
 import yaml
-
-from lit_align.batch import CompletionBatch
-from lit_align.settings import LoraSettings, PairSettings
 from trials.after import command
 from trials.trial import Trial
 from trials.workers import in_child
+
+from lit_align.batch import CompletionBatch
+from lit_align.settings import LoraSettings, PairSettings
 
 MOST = 8
 """Completions of a training prompt: the larger K."""
@@ -115,7 +115,7 @@ def scored_by(given: dict[str, object], out: Path) -> None:
 
 
 def reward_model(world: Path, own: Own) -> Path:
-    """A reward trained on the oracle's preferences among the first 4 of those completions: the folder of its adapter."""
+    """A reward trained on the oracle's preferences among the first 4 of these completions: its folder."""
     folder = world / "reward_model"
     options = {"model": "RewardModel", "data.dataset": groups(world, own), "data.validation_dataset": own.dataset}
     options |= {"data.select": "all_pairs", "data.max_completions": 4, "data.batch_size": 16, "samples.prompts": 0}

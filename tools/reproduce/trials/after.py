@@ -1,4 +1,4 @@
-"""What is asked of a run when it has ended, each time in a process of its own: lit_align's evaluation, or a function."""
+"""What is asked of a run when it has ended, each time in a process of its own: an evaluation, or a function."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 Path = Sequence[tuple[float, float]]
 """Points (KL, reward); the first is the reference itself, at a KL of 0."""
@@ -20,7 +21,7 @@ def at(path: Path, kl: float) -> float:
     """
     if path[0][0] >= kl:
         return path[0][1]
-    for (near, low), (far, high) in zip(path, path[1:], strict=False):
+    for (near, low), (far, high) in pairwise(path):
         if near < kl <= far:
             return low + (high - low) * (kl - near) / (far - near)
     raise ValueError(f"the path ends at {max(one for one, _ in path):.3g} nats, before {kl:.3g}")
