@@ -110,15 +110,18 @@ def decided(claim: Claim, arms: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def claims_table(claims: Sequence[Claim], arms: Mapping[str, Any], digits: int = 3) -> str:
-    """All claims as Markdown, with the figures they rest on."""
-    rows = []
+    """All claims as Markdown, with the figures they rest on; those not run are counted below."""
+    rows, missing = [], 0
     for one in (decided(claim, arms) for claim in claims):
-        error = one.get("error")
-        spread = "" if error is None else f" ± {error:.{digits}f}"
-        difference = f"{one['difference']:+.{digits}f}{spread}" if "difference" in one else "–"
-        sides = [plus_minus(one.get(side), digits) for side in ("one", "other")]
+        if one["verdict"] == MISSING:
+            missing += 1
+            continue
+        spread = "" if one["error"] is None else f" ± {one['error']:.{digits}f}"
+        sides = [plus_minus(one[side], digits) for side in ("one", "other")]
+        difference = f"{one['difference']:+.{digits}f}{spread}"
         rows.append([one["text"], one["measure"], *sides, difference, f"**{one['verdict']}**"])
-    return table(["claim", "measure", "one side (n)", "other side (n)", "difference ± error", "verdict"], rows)
+    text = table(["claim", "measure", "one side (n)", "other side (n)", "difference ± error", "verdict"], rows)
+    return text + (f"\n\nFor {missing} of {len(claims)} claims an arm has not been run." if missing else "")
 
 
 def _beyond(excess: float, error: float) -> str:
