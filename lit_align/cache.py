@@ -22,13 +22,11 @@ from torch import Tensor
 
 from lit_align.adapters import POLICY, REFERENCE
 from lit_align.batch import CompletionBatch
+from lit_align.caches import root
 from lit_align.logp_files import LogProbFiles
 from lit_align.settings import PairSettings, check_cacheable
 
 log = logging.getLogger(__name__)
-
-PLACE = "LIT_ALIGN_CACHE"
-"""Environment variable that names the folder of all caches; ``~/.cache/lit_align`` where it is not set."""
 
 
 class ReferenceCache:
@@ -95,14 +93,6 @@ class ReferenceCache:
                 (folder / "about.json").write_text(text, encoding="utf-8")
         except OSError as error:
             log.warning("the reference cache %s cannot be written: %s", folder, error)
-
-
-def root(setting: bool | str) -> Path:
-    """The folder of all caches: the one that is set, else the environment's, else the user's."""
-    if isinstance(setting, str):
-        return Path(setting).expanduser()
-    named = os.environ.get(PLACE)
-    return Path(named).expanduser() if named else Path.home() / ".cache" / "lit_align"
 
 
 def fingerprint(policy: Any, temperature: float) -> dict[str, Any]:

@@ -1,13 +1,11 @@
-"""Checks of a run as a whole: data that suits the objective, a reference that is the start, a checkpoint that fits."""
+"""Checks of a run as a whole: data that suits the objective, a reference that is the start."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from lit_align.batch import Batch, MixedBatch, Scores, completions_of
 from lit_align.errors import UserError
@@ -81,24 +79,6 @@ def check_precision(precision: str) -> None:
         )
 
 
-def check_settings(found: Mapping[str, Any], own: Mapping[str, Any]) -> None:
-    """A checkpoint means the same under the settings of this run.
-
-    Args:
-        found: Settings that stand in the checkpoint.
-        own: Those of the run.
-
-    Raises:
-        UserError: If one differs, with both values.
-    """
-    for name, value in own.items():
-        if name in found and found[name] != value:
-            raise UserError(
-                f"the checkpoint was made with {name} {found[name]}, and this run has {value}: its tensors would mean "
-                f"something else; set {name} as it was, or start without the checkpoint"
-            )
-
-
 def check_cache(cache: bool | str, precision: str) -> None:
     """Refuse to keep log-probs that were computed in 16 bits.
 
@@ -136,25 +116,6 @@ def check_start(scores: Scores, model: str, tolerance: float = 0.0) -> None:
         raise UserError(
             f"before the first step policy and reference differ by {gap.item():.3g} nats on a token, where they "
             f"{must}: the reference of {model} is not the model training starts from{cached}"
-        )
-
-
-def check_checkpoint(found: Mapping[str, Tensor], own: Mapping[str, Tensor], trained: Collection[str]) -> None:
-    """A checkpoint holds all that is trained.
-
-    Args:
-        found: The checkpoint's state.
-        own: The module's.
-        trained: Names in it of what is trained.
-
-    Raises:
-        UserError: If tensors are missing or have another shape, with the first of them.
-    """
-    wrong = sorted(key for key in trained if key not in found or found[key].shape != own[key].shape)
-    if wrong:
-        raise UserError(
-            f"the checkpoint does not fit this model: {len(wrong)} of {len(trained)} trained tensors are missing "
-            f"or of another shape, the first is {wrong[0]}; use the objective, model and lora settings it was made with"
         )
 
 

@@ -26,10 +26,11 @@ from lit_align.callbacks.validation import validation_table
 from lit_align.checkpoint import LAST, SafeCheckpointIO
 from lit_align.checks import check_accelerator, check_checkpoint_path
 from lit_align.errors import UserError
-from lit_align.mistakes import class_named, remember_folder
+from lit_align.mistakes import class_named
 from lit_align.module import AlignModule
 from lit_align.orphans import end_with_parent
 from lit_align.parser import AlignParser, classes_first, own_rules, register
+from lit_align.places import remember_folder
 from lit_align.quiet import quiet_warnings
 from lit_align.resume import RUNS, NothingLeft, Resumption, resumption, spelled_out
 

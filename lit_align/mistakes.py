@@ -6,7 +6,6 @@ import dataclasses
 import difflib
 import importlib
 import inspect
-import itertools
 import re
 import traceback
 import types
@@ -15,9 +14,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from lit_align.errors import UserError
+from lit_align.places import nearest, unreadable, where
 
 PACKAGE = Path(__file__).parent
 BASES = {"model": "lit_align.module.AlignModule", "data": "lightning.pytorch.LightningDataModule"}
@@ -74,7 +72,7 @@ def explain(message: str, args: Sequence[str], parser_keys: Iterable[str]) -> st
         parser_keys: The keys the parser knows, dotted, those below ``model`` and ``data`` aside.
     """
     if "Problems parsing config" in message or 'Parser key "config"' in message:
-        return _unreadable(args) or _shortened(message)
+        return unreadable(args) or _shortened(message)
     place = [key for key in re.findall(r'Parser key "([\w.]+)"', message) if key != "config"]
     chosen = re.search(r"given class_path '([\w.]+)'", message)
     root = place[0] if place else ""
@@ -86,13 +84,13 @@ def explain(message: str, args: Sequence[str], parser_keys: Iterable[str]) -> st
     if "the following arguments are required" in message:
         return _missing(message)
     if root in KINDS and (named := _class_name(message)):
-        return f"{_where(root, args)}: {named!r} is no class for it; {_nearest(named, class_names(root), 'known are ')}"
+        return f"{where(root, args)}: {named!r} is no class for it; {nearest(named, class_names(root), 'known are ')}"
     if "class, but" in message and "is abstract" in message:
         return f"--{root} is missing: name a class first, such as --{root} {class_names(root)[0]}"
     if value := re.search(r"Expected an? (.+?)\.? Got value: (.*)", message):
         kind = re.sub(r"<class '([\w.]+)'>", r"of type \1", value[1])
         kind = re.sub(r"typing\.Literal\[(.*)\]", r"one of \1", kind)
-        return f"{_where('.'.join(place), args)} is {value[2].strip()!r}; it must be {kind}"
+        return f"{where('.'.join(place), args)} is {value[2].strip()!r}; it must be {kind}"
     return _shortened(message)
 
 
@@ -119,8 +117,8 @@ def _unknown_option(key: str, class_path: str, args: Sequence[str], parser_keys:
     owner = f" of {class_path.rsplit('.', 1)[-1]}" if class_path else ""
     branches = {name.rsplit(".", i)[0] for name in known for i in range(1, name.count(".") + 1)}
     alike = [name for name in (*known, *branches) if _alike(name, key)]
-    hint = _nearest(key, alike, "see --help, or the options of a class by --model.help NAME" + "|")
-    return f"{_where(key, args)} is no option{owner}; {hint}"
+    hint = nearest(key, alike, "see --help, or the options of a class by --model.help NAME" + "|")
+    return f"{where(key, args)} is no option{owner}; {hint}"
 
 
 def _alike(name: str, key: str) -> bool:
@@ -143,15 +141,6 @@ def _reward(message: str) -> str:
     )
 
 
-def _nearest(word: str, known: Sequence[str], otherwise: str) -> str:
-    """Name the likeliest of the known words; if none is near, all of them, or what comes before a bar."""
-    near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    near = near or [name for name in known if name.lower() == word.lower()][:1]
-    if near:
-        return f"did you mean {near[0]}?"
-    return otherwise[:-1] if otherwise.endswith("|") else otherwise + ", ".join(known)
-
-
 def _class_name(message: str) -> str | None:
     found = re.search(r"Expected a dot import path string: (\S+)", message)
     found = found or re.search(r"given class_path '([\w.]+)':\s+(?:module|No module|Import|Unexpected import)", message)
@@ -163,36 +152,6 @@ def _missing(message: str) -> str:
     names = [key.split(".")[-1] for key in message.split(":", 1)[1].replace(",", " ").split()]
     parts = [f"--{name} (one of {', '.join(class_names(name))})" if name in BASES else f"--{name}" for name in names]
     return f"missing: {', '.join(parts)}. A config file sets both model and data: --config configs/OBJECTIVE.yaml"
-
-
-_started = Path()
-
-
-def remember_folder() -> None:
-    """Note where relative paths begin: while jsonargparse reads a file it stands in that file's folder."""
-    global _started
-    _started = Path.cwd()
-
-
-def _unreadable(args: Sequence[str]) -> str | None:
-    """Which config file cannot be read, and where."""
-    for path in config_files(args):
-        try:
-            yaml.compose((_started / path).read_text(encoding="utf-8"))
-        except UnicodeDecodeError as error:
-            return f"{path}: byte {error.start} is not UTF-8"
-        except OSError as error:
-            return f"--config {path}: {error.strerror}; {_similar_files(path)}"
-        except yaml.MarkedYAMLError as error:
-            line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
-            return f"{path}{line}: not YAML: {error.problem}"
-    return None
-
-
-def _similar_files(path: str) -> str:
-    near = sorted([*(_started / "configs").rglob("*.yaml"), *(_started / path).parent.glob("*.yaml")])
-    found = [str(file.relative_to(_started) if file.is_relative_to(_started) else file) for file in near]
-    return _nearest(path, list(dict.fromkeys(found)), "YAML files here: ") if found else "there are no YAML files here"
 
 
 def _shortened(message: str, lines: int = 6) -> str:
@@ -236,38 +195,3 @@ def class_named(path: str) -> Any:
     """What a dotted path names."""
     module, name = path.rsplit(".", 1)
     return getattr(importlib.import_module(module), name)
-
-
-def _where(key: str, args: Sequence[str]) -> str:
-    """``file.yaml:3: key`` if a config file sets the key, ``--key`` if the command line does, else the key."""
-    if any(arg == f"--{key}" or arg.startswith((f"--{key}=", f"--{key}.")) for arg in args):
-        return f"--{key}"
-    for path in reversed(config_files(args)):
-        if line := _line_of(key, path):
-            return f"{path}:{line}: {key}"
-    return f"--{key}"
-
-
-def config_files(args: Sequence[str]) -> list[str]:
-    """The files given by ``--config`` or ``-c``, in order."""
-    files = [after for flag, after in itertools.pairwise(args) if flag in {"--config", "-c"}]
-    return files + [arg.split("=", 1)[1] for arg in args if arg.startswith("--config=")]
-
-
-def _line_of(key: str, path: str) -> int | None:
-    """Line of a dotted key in a YAML file; ``init_args`` on the way does not count."""
-    try:
-        node = yaml.compose((_started / path).read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError):
-        return None
-    line = None
-    for part in key.split("."):
-        entries = {k.value: (k, v) for k, v in getattr(node, "value", []) if isinstance(node, yaml.MappingNode)}
-        if part not in entries and "init_args" in entries:
-            node = entries["init_args"][1]
-            entries = {k.value: (k, v) for k, v in node.value if isinstance(node, yaml.MappingNode)}
-        if part not in entries:
-            return None
-        name, node = entries[part]
-        line = name.start_mark.line + 1
-    return line

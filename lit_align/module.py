@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
@@ -16,30 +14,24 @@ from torch import Tensor
 from lit_align.batch import Batch, CompletionBatch, Loss, Rollout, Sampling, Scores, completions_of
 from lit_align.checks import (
     check_cache,
-    check_checkpoint,
     check_groups,
     check_precision,
-    check_settings,
     check_start,
 )
+from lit_align.contents import check_fit, keep_trained
+from lit_align.draws import draw, reward_pool
 from lit_align.finite import FiniteSteps
 from lit_align.metrics import Total
 from lit_align.models import load_tokenizer
 from lit_align.monitor import AfterBatch, Monitor, write_row
 from lit_align.optimizer import planned_steps, scheduled_adamw
 from lit_align.settings import OptimSettings, PairSettings
-from lit_align.snapshot import snapshot
 
 if TYPE_CHECKING:
     from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
     from transformers import PreTrainedTokenizerBase
 
     from lit_align.pair import PolicyReferencePair
-
-log = logging.getLogger(__name__)
-
-SETTINGS = "lit_align"
-"""Key of a checkpoint under which the settings stand that its tensors depend on."""
 
 CHECKED_GROUPS = 64
 """Groups looked at before the model is loaded."""
@@ -186,15 +178,7 @@ class AlignModule(LightningModule, ABC):
         Returns:
             The rewards of the buffers of all ranks; for a dataset those of all its training completions, float32 (N,).
         """
-        assert batch.reward is not None
-        data = getattr(self._trainer, "datamodule", None)
-        pool: Tensor | None = getattr(data, "training_rewards", None)
-        if pool is not None:
-            return pool.to(batch.reward.device)
-        marked = batch.reward.masked_fill(~batch.present, torch.nan)
-        if self._trainer is not None and self._trainer.world_size > 1:
-            marked = self._trainer.strategy.all_gather(marked)
-        return marked[~marked.isnan()]
+        return reward_pool(batch, self._trainer)
 
     def generate(self, prompts: CompletionBatch, completions: int, sampling: Sampling) -> Rollout:
         """Draw completions of each prompt from the policy as it is; see ``PolicyReferencePair.generate``.
@@ -203,12 +187,7 @@ class AlignModule(LightningModule, ABC):
         temperature than the policy's.
         """
         assert self.pair is not None
-        rollout = self.pair.generate(prompts.to(self.device), completions, sampling)
-        own = self.pair_settings.temperature
-        if sampling.top_k or sampling.top_p < 1 or (sampling.temperature or own) != own:
-            log.info("draws are truncated or at another temperature: log-probs of the policy come from the scorer")
-            scores = snapshot(functools.partial(self.pair.score, reference=False), rollout.completions)
-            rollout = rollout._replace(old_logps=scores.token_logps)
+        rollout = draw(self.pair, prompts.to(self.device), completions, sampling)
         taken = 0 if self._trainer is None else self.trainer.global_step
         return rollout._replace(drawn_at=torch.full_like(rollout.completions.row, taken))
 
@@ -340,13 +319,7 @@ class AlignModule(LightningModule, ABC):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what training changes: the adapter, adaptive state and metrics, never the base."""
-        trained = self._trained_state()
-        checkpoint[SETTINGS] = self._settings()
-        checkpoint["state_dict"] = {
-            key: value
-            for key, value in checkpoint["state_dict"].items()
-            if not key.startswith("pair.") or key in trained
-        }
+        keep_trained(self, checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint that does not hold all that is trained.
@@ -354,8 +327,7 @@ class AlignModule(LightningModule, ABC):
         Raises:
             UserError: If tensors are missing or have another shape, with the first of them.
         """
-        check_settings(checkpoint.get(SETTINGS, {}), self._settings())
-        check_checkpoint(checkpoint["state_dict"], self.state_dict(keep_vars=True), self._trained_state())
+        check_fit(self, checkpoint)
 
     def _loss(self, batch: Batch) -> Loss:
         """The loss of what a loader hands out; a dataset is annotated here, as fresh buffers already are."""
@@ -364,23 +336,6 @@ class AlignModule(LightningModule, ABC):
             batch = self.annotate(Rollout(batch))
         keep = self.rollouts or not isinstance(batch, Rollout)
         return self.loss(batch if keep else completions_of(batch))
-
-    def _settings(self) -> dict[str, Any]:
-        """What gives the trained tensors their meaning."""
-        pair = self.pair_settings
-        found = {
-            "model": pair.model,
-            "model.pair.lora.alpha": pair.lora.alpha,
-            "model.pair.temperature": pair.temperature,
-        }
-        return {**found, "objective": type(self).__name__, "model.pair.quantization": pair.quantization}
-
-    def _trained_state(self) -> set[str]:
-        """Names of what a checkpoint must hold: of the pair its adapters, and all that stands beside it."""
-        if self.pair is None:
-            return set()
-        beside = {name for name in self.state_dict(keep_vars=True) if not name.startswith("pair.")}
-        return beside | {f"pair.{name}" for name in self.pair.state_names()}
 
     def _shows_kl(self) -> bool:
         """KL is for the eye: in validation, and in the optimizer steps whose metrics are written."""

@@ -1,4 +1,4 @@
-"""Rewards that judge completions; each implements ``lit_align.batch.Reward``."""
+"""Rewards that judge completions; each implements ``lit_align.protocols.Reward``."""
 
 from __future__ import annotations
 

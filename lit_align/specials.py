@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from lit_align.errors import UserError
@@ -90,16 +90,27 @@ def unended(text: str, specials: Specials, strip: bool = False) -> str:
     return bare
 
 
-def completion_ids(tokenizer: PreTrainedTokenizerBase, specials: Specials, texts: Sequence[str]) -> list[list[int]]:
+def completion_ids(
+    tokenizer: PreTrainedTokenizerBase,
+    specials: Specials,
+    texts: Sequence[str],
+    encode: Callable[[PreTrainedTokenizerBase, Sequence[str]], list[list[int]]] = ids_of,
+) -> list[list[int]]:
     """Token ids of completions, each read as the continuation of a text, without special tokens.
 
     A tokenizer that puts a space before the first word of a text must not do so in the middle of one.
+
+    Args:
+        tokenizer: The policy's.
+        specials: What it adds.
+        texts: The completions.
+        encode: From texts to token ids without special tokens.
     """
     if specials.anchor is None:
-        return ids_of(tokenizer, texts)
-    anchored = ids_of(tokenizer, [_ANCHOR + text for text in texts])
+        return encode(tokenizer, texts)
+    anchored = encode(tokenizer, [_ANCHOR + text for text in texts])
     size = len(specials.anchor)
-    plain = ids_of(tokenizer, texts) if any(ids[:size] != specials.anchor for ids in anchored) else anchored
+    plain = encode(tokenizer, texts) if any(ids[:size] != specials.anchor for ids in anchored) else anchored
     return [ids[size:] if ids[:size] == specials.anchor else alone for ids, alone in zip(anchored, plain, strict=True)]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,23 @@ def shared_data() -> Path:
     return Path(folder)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What is kept for later runs stays among the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LIT_ALIGN_CACHE", str(tmp_path_factory.mktemp("caches")))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def own_port(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lightning leaves the port of its last process group in the environment, and another may hold it by now."""
     monkeypatch.delenv("MASTER_PORT", raising=False)
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind() -> Iterator[None]:
+    """Lightning saves into the current folder where it is not told otherwise."""
+    yield
+    left = [name for name in ("checkpoints", "lightning_logs") if Path(name).exists()]
+    assert not left, f"the test wrote {left} into the current folder"

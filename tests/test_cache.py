@@ -13,7 +13,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from safetensors.torch import load_file, save_file
 
 from lit_align.batch import CompletionBatch
-from lit_align.cache import ReferenceCache, fingerprint, root
+from lit_align.cache import ReferenceCache, fingerprint
+from lit_align.caches import root
 from lit_align.errors import UserError
 from lit_align.module import AlignModule
 from lit_align.objectives.dpo import DPO

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "lit_align"
-FOUNDATION = {"batch", "errors", "assets"}
+FOUNDATION = {"batch", "errors", "assets", "protocols"}
 ALLOWED = {
     "batch": set(),
+    "protocols": {"batch"},
     "errors": set(),
     "assets": set(),
     "specials": FOUNDATION,
@@ -33,17 +34,20 @@ ALLOWED = {
     "models": FOUNDATION | {"logprobs", "settings"},
     "adapters": FOUNDATION | {"settings"},
     "logp_files": FOUNDATION,
-    "cache": FOUNDATION | {"adapters", "logp_files", "settings"},
+    "caches": set(),
+    "cache": FOUNDATION | {"adapters", "caches", "logp_files", "settings"},
     "decoding": FOUNDATION,
     "generation": FOUNDATION | {"decoding", "logprobs"},
     "pair": FOUNDATION | {"adapters", "cache", "decoding", "generation", "logprobs", "layout", "models", "settings"},
+    "draws": FOUNDATION | {"pair", "snapshot"},
     "checks": FOUNDATION,
+    "contents": FOUNDATION | {"module"},
     "optimizer": FOUNDATION | {"settings"},
     "module": FOUNDATION
-    | {"checks", "finite", "metrics", "monitor", "models", "optimizer", "pair", "settings", "snapshot"},
+    | {"checks", "contents", "draws", "finite", "metrics", "monitor", "models", "optimizer", "pair", "settings"},
     "objectives": FOUNDATION
     | {"baselines", "checks", "metrics", "module", "objectives", "returns", "settings", "snapshot"},
-    "data": FOUNDATION | {"data", "specials"},
+    "data": FOUNDATION | {"caches", "data", "specials", "statefile"},
 }
 """What each part may import from the package; a part that is not named, such as the command line, may import all."""
 

@@ -105,6 +105,21 @@ def test_the_packing_is_near_the_best_there_is(hidden_size: int) -> None:
         assert found <= 1.05 * least
 
 
+@pytest.mark.parametrize("hidden_size", [1, 10, 100, 1000])
+def test_numbers_of_rows_that_are_not_tried_would_not_have_been_cheaper(hidden_size: int) -> None:
+    """Against longest first to the emptiest row, with every number of rows."""
+    for seed in range(10):
+        lengths = torch.randint(2, 60, (17,), generator=torch.Generator().manual_seed(seed)).tolist()
+        least = math.inf
+        for rows in range(1, 18):
+            filled = [0] * rows
+            for length in sorted(lengths, reverse=True):
+                filled[filled.index(min(filled))] += length
+            least = min(least, rows * max(filled) * (1 + max(filled) / (ATTENTION_WIDTH * hidden_size)))
+        count, width = tree_rows(of_lengths(*lengths), hidden_size).input_ids.shape
+        assert count * width * (1 + width / (ATTENTION_WIDTH * hidden_size)) == pytest.approx(least)
+
+
 def test_padding_attends_to_itself_alone() -> None:
     rows = tree_rows(ragged_batch(), NARROW)
     assert (rows.group < 0).any()

@@ -389,6 +389,15 @@ def test_what_cannot_be_used_is_refused_with_the_remedy(tmp_path: Path) -> None:
         PairSettings(trust_remote_code=True)
 
 
+def test_pickled_weights_are_refused(tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    save_tiny("llama", model)
+    torch.save(load_file(model / "model.safetensors"), model / "pytorch_model.bin")
+    (model / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"Give a folder with safetensors weights"):
+        PolicyReferencePair(PairSettings(str(model)))
+
+
 def test_a_completion_has_ended_if_its_last_token_is_an_end_of_sequence(tmp_path: Path) -> None:
     pair = PolicyReferencePair(PairSettings(save_tiny("llama", tmp_path)), eos_token_id=5)
     batch = ragged_batch()

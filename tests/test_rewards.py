@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 import torch
 
-from lit_align.batch import Reward, TokenReward
 from lit_align.errors import UserError
+from lit_align.protocols import Reward, TokenReward
 from lit_align.rewards import Length, Vader
 from tests.families import ragged_batch
 

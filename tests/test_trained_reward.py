@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerFast
 
-from lit_align.batch import Reward, TokenReward
 from lit_align.data import ScoredGroups
 from lit_align.errors import UserError
 from lit_align.objectives.reward_model import RewardModel
+from lit_align.protocols import Reward, TokenReward
 from lit_align.rewards import TrainedReward
 from lit_align.settings import PairSettings
 from tests.data.conftest import byte_tokenizer, spaced_tokenizer, write_jsonl

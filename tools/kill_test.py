@@ -26,7 +26,7 @@ from killing.watched import PHASES, instrument
 
 from lit_align.__main__ import main as command_line
 
-CONFIGS = ("eps_dpo", "dpo", "beta_dpo", "tr_dpo", "kto", "exo_rw")
+CONFIGS = ("eps_dpo", "dpo", "beta_dpo", "tr_dpo", "on_policy_dpo", "spo")
 SHORT = [
     "--trainer.accelerator=cpu",
     "--trainer.max_steps=6",

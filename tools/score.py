@@ -22,10 +22,10 @@ from dataclasses import dataclass, field
 from scoring.arguments import parse
 from scoring.groups import Group, Policy, content, given_groups, read
 
-from lit_align.batch import Reward
 from lit_align.commands.rewarding import load_reward
 from lit_align.data.report import SplitReport
 from lit_align.errors import UserError
+from lit_align.protocols import Reward
 from lit_align.quiet import quiet_warnings
 
 EVERY = 10.0

@@ -10,7 +10,8 @@ from jsonargparse import ArgumentParser
 
 from lit_align.batch import Sampling
 from lit_align.errors import UserError
-from lit_align.mistakes import explain, remember_folder, user_error_in
+from lit_align.mistakes import explain, user_error_in
+from lit_align.places import remember_folder
 from lit_align.settings import check
 
 PROGRAM = "python -m lit_align"

@@ -23,9 +23,9 @@ from lit_align.batch import CompletionBatch
 from lit_align.checks import check_groups
 from lit_align.cli import AlignCLI
 from lit_align.errors import UserError
-from lit_align.mistakes import remember_folder
 from lit_align.module import CHECKED_GROUPS
 from lit_align.parser import own_rules, register
+from lit_align.places import remember_folder
 
 PROMPT, TRAINED, END, CUT = "dim", "green", "bold reverse green", "bold red"
 """Styles of what is only read, what is trained, the end of sequence, and where one is missing."""

@@ -6,8 +6,8 @@ import importlib
 import sys
 from pathlib import Path
 
-from lit_align.batch import Reward
 from lit_align.errors import UserError
+from lit_align.protocols import Reward
 
 
 def load_reward(name: str) -> Reward:

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lit_align.batch import Learner, Rollout, Sampling
+from lit_align.batch import Rollout, Sampling
 from lit_align.data.collate import Group, collate
 from lit_align.data.judge import RewardFunction, judge
 from lit_align.data.loader import TrainingOrder
 from lit_align.data.rows import DataError
 from lit_align.data.select import Select, all_pairs, best, best_and_worst, ranked
+from lit_align.protocols import Learner
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

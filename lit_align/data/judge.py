@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from lit_align.batch import CompletionBatch, TokenReward
+from lit_align.batch import CompletionBatch
 from lit_align.data.rows import DataError
 from lit_align.errors import UserError
+from lit_align.protocols import TokenReward
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

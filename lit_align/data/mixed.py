@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Trainer
 
-from lit_align.batch import Learner, MixedBatch, Rollout, Sampling
+from lit_align.batch import MixedBatch, Rollout, Sampling
 from lit_align.data.arguments import at_least
 from lit_align.data.buffer import packed, unpacked
 from lit_align.data.completions import CompletionData
@@ -19,6 +19,7 @@ from lit_align.data.loader import ResumableLoader
 from lit_align.data.pairs import as_pair
 from lit_align.data.report import SplitReport
 from lit_align.data.rows import DataError
+from lit_align.protocols import Learner
 
 
 class MixedLoader:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from lit_align.batch import CompletionBatch, Learner, Sampling
+from lit_align.batch import CompletionBatch, Sampling
 from lit_align.data.arguments import at_least, check_sampling
 from lit_align.data.buffer import BufferLoader
 from lit_align.data.collate import Group
@@ -18,6 +18,7 @@ from lit_align.data.judge import RewardFunction
 from lit_align.data.report import Roles, SplitReport
 from lit_align.data.rows import DataError
 from lit_align.data.select import Select
+from lit_align.protocols import Learner
 
 
 class OnPolicyData(CompletionData):

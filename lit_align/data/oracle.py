@@ -6,7 +6,7 @@ import importlib
 import json
 from pathlib import Path
 
-from lit_align.batch import Reward
+from lit_align.protocols import Reward
 
 
 def load_oracle(folder: Path) -> Reward:

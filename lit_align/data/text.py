@@ -10,12 +10,13 @@ import torch
 
 from lit_align.data.chat import TemplateRefused, render_completion, render_prompt, shorter_prompts
 from lit_align.data.collate import Group
+from lit_align.data.encoded import encode
 from lit_align.data.formats import Example
 from lit_align.data.messages import Text
 from lit_align.data.report import SplitReport
 from lit_align.data.rows import DataError, raise_bad_rows
 from lit_align.data.transcripts import transcript_messages
-from lit_align.specials import Specials, completion_ids, find_specials, ids_of, unended
+from lit_align.specials import Specials, completion_ids, find_specials, unended
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -78,7 +79,7 @@ def tokenize(
         f"{r.example.place}: {p}" for r, ids in zip(rendered, prompts, strict=True) if (p := _doubled(ids, specials))
     ]
     raise_bad_rows(report.source, problems, report.read)
-    completions = iter(completion_ids(tokenizer, specials, [text for r in rendered for text in r.completions]))
+    completions = iter(completion_ids(tokenizer, specials, [text for r in rendered for text in r.completions], encode))
     groups = []
     for one, ids in zip(rendered, prompts, strict=True):
         prompt = _shorten(one, ids, tokenizer, specials, limits, report)
@@ -164,7 +165,7 @@ def _prompt_ids(
     rendered: Sequence[_Rendered], tokenizer: PreTrainedTokenizerBase, specials: Specials
 ) -> list[list[int]]:
     """Prompts without what a tokenizer appends; what it puts before a text only where no template wrote it."""
-    bare = ids_of(tokenizer, [one.prompt for one in rendered])
+    bare = encode(tokenizer, [one.prompt for one in rendered])
     return [ids if one.templated else specials.before + ids for one, ids in zip(rendered, bare, strict=True)]
 
 

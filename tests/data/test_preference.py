@@ -10,9 +10,10 @@ import torch
 
 import lit_align.data.completions
 from lit_align.assets import resolve
-from lit_align.batch import CompletionBatch, Reward
+from lit_align.batch import CompletionBatch
 from lit_align.data import PreferenceData
 from lit_align.data.rows import DataError
+from lit_align.protocols import Reward
 from tests.data.conftest import CHATML, byte_tokenizer, pair_rows, write_jsonl
 
 HH = "anthropic_hh_harmless_test.jsonl.gz"

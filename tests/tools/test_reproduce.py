@@ -125,7 +125,7 @@ def test_runs_that_fail_are_named_and_stop_no_other(tool: Any, tmp_path: Path) -
     refused, killed = running.failed["one/rate 9/seed 1000"], running.failed["one/rate 8/seed 1000"]
     assert "exit code 2: error: the rate is too large" in refused["problem"]
     assert "exit code -9" in killed["problem"]
-    assert refused["command"].split(" python ")[1].startswith("-m lit_align fit --config")
+    assert refused["command"].startswith(f"PYTHONPATH={STUDIES} python -m lit_align fit --config")
     assert "--rate=9 --run_dir=" in refused["command"]
     assert "too large" in Path(refused["log"]).read_text()
     assert running.report(running.study.arms)["arms"]["one"]["final"]["reward"]["n"] == 3
@@ -236,7 +236,7 @@ def test_the_token_distribution_is_a_squashed_or_clipped_cauchy(tool: Any) -> No
 
 
 def test_every_arm_takes_the_settings_of_one_that_searches(tool: Any) -> None:
-    own = tool.world.Own.read(STUDIES / "bandit.yaml")
+    own = tool.arms.Own.read(STUDIES / "bandit.yaml")
     arms = {arm.name: arm for arm in tool.arms.arms(own)}
     assert len(arms) == len(tool.arms.arms(own))
     for arm in arms.values():

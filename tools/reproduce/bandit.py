@@ -19,9 +19,9 @@ from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from bandit_arms import arms, quick
+from bandit_arms import Own, arms, quick
 from bandit_report import figures, tables
-from bandit_world import Own, Peak, build, write_contexts, write_groups, write_prompts
+from bandit_world import Peak, build, write_contexts, write_groups, write_prompts
 from trials.command import conduct, parse
 from trials.results import draws, samples, series
 from trials.study import Arm, Study
@@ -54,15 +54,17 @@ def files(world: Path, own: Own, arm: Arm, seed: int) -> Options:
     if own.model is None and not (world / squash / "about.json").exists():
         in_child(partial(build, world / squash, squash))
     contexts = Path(own.dataset) if own.dataset else made(world / "contexts.jsonl", write_contexts)
+    place = world / f"{Path(model).name}-{contexts.stem}"
     number = offline or own.prompts
-    prompts = made(world / f"prompts-{number}-{seed}.jsonl", write_prompts, contexts, number, seed)
+    prompts = made(place / f"prompts-{number}-{seed}.jsonl", write_prompts, contexts, number, seed)
     found: dict[str, object] = {"model.pair.model": model, "data.dataset": prompts, "data.validation_dataset": contexts}
     if offline:
-        draw = partial(made, world / f"{squash}-groups-{number}-{seed}.jsonl", write_groups, model, prompts)
-        found["data.dataset"] = draw(own.completions, own.tokens, seed)
+        sizes = own.completions, own.tokens
+        name = "groups-{}-" + "x".join(map(str, sizes)) + "-{}.jsonl"
+        drawn = made(place / name.format(number, seed), write_groups, model, prompts, *sizes, seed)
         # Only prompts are read of these, for the samples, but data of this kind has completions.
-        held = partial(made, world / f"{squash}-contexts.jsonl", write_groups, model, contexts)
-        found["data.validation_dataset"] = held(2, own.tokens, 0)
+        held = made(place / name.format("all", 0), write_groups, model, contexts, *sizes, 0)
+        found |= {"data.dataset": drawn, "data.validation_dataset": held}
     return found
 
 

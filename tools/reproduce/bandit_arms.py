@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 
-from bandit_world import Own
+import yaml
 from trials.study import Arm, Study
 from trials.trial import Options
 
@@ -25,6 +26,45 @@ FIXED = ("RWR", "best-of-N", "best-of-N, negative gradient")
 TIMES_B = (5, 20, 100)
 PASSES_T = (1, 5, 20)
 PROMPTS = (5, 10, 20, 50, 200, 500)
+
+
+@dataclass(frozen=True)
+class Own:
+    """What the study's YAML says, and what it leaves to the study.
+
+    Attributes:
+        model: None for the bandit's own.
+        dataset: Rows with prompts; None for the 100 contexts.
+        judged: Whether it names a reward.
+        completions: Of each prompt.
+        buffer: Completions of a collection.
+        epochs: Collections.
+        tokens: Budget of a completion.
+        prompt_tokens: Budget of a prompt.
+    """
+
+    model: str | None
+    dataset: str | None
+    judged: bool
+    completions: int
+    buffer: int
+    epochs: int
+    tokens: int
+    prompt_tokens: int
+
+    @classmethod
+    def read(cls, config: Path) -> Own:
+        """From the YAML."""
+        text = yaml.safe_load(config.read_text(encoding="utf-8"))
+        data, pair = text["data"]["init_args"], text["model"]["init_args"]["pair"]
+        sizes = (data[key] for key in ("completions", "buffer"))
+        rest = text["trainer"]["max_epochs"], data["max_new_tokens"], data["max_prompt_length"]
+        return cls(pair.get("model"), data.get("dataset"), "reward" in data, *sizes, *rest)
+
+    @property
+    def prompts(self) -> int:
+        """Contexts of on-policy training: each collection draws from all of them."""
+        return self.buffer // self.completions
 
 
 def arms(own: Own) -> list[Arm]:
@@ -58,7 +98,12 @@ def of_reward(own: Own, reward: str, centre: int | None) -> Iterator[Arm]:
 def offline(own: Own, method: str, part: str, judged: Options, prompts: int) -> Arm:
     """An arm that learns from completions the reference drew, all of them in each step."""
     kind = {"data": "ScoredGroups", "data.max_length": own.prompt_tokens + own.tokens, "data.batch_size": prompts}
-    length = {"trainer.max_epochs": PASSES, "trainer.limit_val_batches": 0, "samples.every_n_steps": 10}
+    length = {
+        "trainer.max_epochs": PASSES,
+        "trainer.limit_val_batches": 0,
+        "data.max_dropped": 1,
+        "samples.every_n_steps": 10,
+    }
     facts = {"offline": prompts, "pairs": method == "IPO"}
     return Arm(f"offline {method}", part, {**OBJECTIVES[method], **judged, **kind, **length}, None, facts)
 

@@ -9,12 +9,10 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import yaml
 from torch import Tensor
 
 from lit_align.batch import CompletionBatch, Sampling
@@ -35,45 +33,6 @@ CLOSE = 0.01
 """Nats a token to which the reference is fitted, at least."""
 
 Squash = Literal["tanh", "clip"]
-
-
-@dataclass(frozen=True)
-class Own:
-    """What the study's YAML says, and what it leaves to the study.
-
-    Attributes:
-        model: None for the bandit's own.
-        dataset: Rows with prompts; None for the 100 contexts.
-        judged: Whether it names a reward.
-        completions: Of each prompt.
-        buffer: Completions of a collection.
-        epochs: Collections.
-        tokens: Budget of a completion.
-        prompt_tokens: Budget of a prompt.
-    """
-
-    model: str | None
-    dataset: str | None
-    judged: bool
-    completions: int
-    buffer: int
-    epochs: int
-    tokens: int
-    prompt_tokens: int
-
-    @classmethod
-    def read(cls, config: Path) -> Own:
-        """From the YAML."""
-        text = yaml.safe_load(config.read_text(encoding="utf-8"))
-        data, pair = text["data"]["init_args"], text["model"]["init_args"]["pair"]
-        sizes = (data[key] for key in ("completions", "buffer"))
-        rest = text["trainer"]["max_epochs"], data["max_new_tokens"], data["max_prompt_length"]
-        return cls(pair.get("model"), data.get("dataset"), "reward" in data, *sizes, *rest)
-
-    @property
-    def prompts(self) -> int:
-        """Contexts of on-policy training: each collection draws from all of them."""
-        return self.buffer // self.completions
 
 
 class Peak:

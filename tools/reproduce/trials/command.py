@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,9 @@ def conduct(
     if not given.figures:
         arms = study.chosen_parts(given.parts)
         begin, one = time.monotonic(), Results(given.work / "results.json")
+        # A copy, so that editing the YAML does not change the runs of a study that is going on.
+        given.work.mkdir(parents=True, exist_ok=True)
+        study = replace(study, config=Path(shutil.copy(study.config, given.work / "config.yaml")))
         import_all(study.config)
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # ends the runs on its way
         running = Conduct(study, one, given.work / "runs", given.seeds, given.search_seeds, given.workers)

@@ -8,6 +8,7 @@ import shlex
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 Options = Mapping[str, object]
@@ -30,7 +31,7 @@ class Trial:
     options: Options = field(default_factory=dict)
     seed: int = 0
 
-    @property
+    @cached_property
     def key(self) -> str:
         """The name, and a hash of all settings, the text of the config among them."""
         settings = [self.config.read_text(encoding="utf-8"), sorted(map(str, self.options.items())), self.seed]
@@ -52,8 +53,8 @@ class Trial:
         return ["fit", "--config", str(self.config), *(f"--{key}={value}" for key, value in given.items())]
 
     def command(self, folder: Path) -> str:
-        """What to type to see it alone."""
-        path = shlex.quote(str(self.config.parent))
+        """What to type to see it alone; the studies' own rewards are found beside the studies."""
+        path = shlex.quote(str(Path(__file__).parents[1]))
         return f"PYTHONPATH={path} python -m lit_align {shlex.join(self.arguments(folder))}"
 
 

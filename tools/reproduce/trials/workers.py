@@ -45,9 +45,9 @@ class Ended:
 
     @property
     def last_words(self) -> str:
-        """The last line it printed."""
-        lines = self.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        return lines[-1].strip() if lines else "it printed nothing"
+        """The line that begins with its error, or else the last one it printed."""
+        lines = self.log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["it printed nothing"]
+        return next((line for line in reversed(lines) if line.startswith("error: ")), lines[-1]).strip()
 
 
 def lit_align(args: list[str]) -> int:
