@@ -14,7 +14,7 @@ import torch
 from eps_dpo_arms import PRECISIONS, QUANTILES
 from torch import Tensor
 
-from lit_align.batch import CompletionBatch
+from lit_align.batch import CompletionBatch, Scores
 from lit_align.commands.arguments import Loading
 from lit_align.commands.evaluate import data_of
 from lit_align.commands.runs import Run, find_run, load, opened
@@ -26,7 +26,7 @@ DIRECTIONS = {"+1": 1, "-1": -1}
 
 
 def decisions(folder: Path, epsilon: float, number: int) -> dict[str, float]:
-    """Shares of +1, -1 and ties in each precision, and margins by direction.
+    """How the decisions fall in each precision, and margins by direction.
 
     Args:
         folder: A run folder.
@@ -34,8 +34,8 @@ def decisions(folder: Path, epsilon: float, number: int) -> dict[str, float]:
         number: Training pairs, the first distinct prompts.
 
     Returns:
-        ``SHARE, PRECISION``; ``margin of D pairs``, the mean of M_w - M_l in nats, and ``D quantile Q`` of the
-        same, for D in +1 and -1, in float32.
+        ``SHARE, PRECISION`` for the names of ``shares``; and in float32, for D in +1 and -1, ``margin of D pairs``, the
+        mean of M_w - M_l in nats, and ``D quantile Q`` of the same.
 
     Raises:
         ValueError: If no pair goes in one of the directions.
@@ -48,19 +48,29 @@ def decisions(folder: Path, epsilon: float, number: int) -> dict[str, float]:
         parts = [part.to(loaded.device) for part in cut(pairs)]
         with torch.no_grad():
             scores = [loaded.pair.score(part, epsilon=epsilon) for part in parts]
-            steps = torch.cat([monotone_step(one) for one in scores]).cpu()
+            changes = torch.cat([scored_changes(one) for one in scores]).cpu()
             if dtype == "float32":
                 gaps = torch.cat([one.logratio[:, 0] - one.logratio[:, 1] for one in scores]).cpu()
-                found |= margins(steps, gaps) | shares(steps, PRECISIONS[0])
+                steps = torch.cat([monotone_step(one) for one in scores]).cpu()
+                found |= margins(steps, gaps) | shares(changes, PRECISIONS[0])
             else:
-                rounded = torch.cat([rounded_steps(loaded.pair, part, epsilon) for part in parts]).cpu()
-                found |= shares(steps, PRECISIONS[1]) | shares(rounded, PRECISIONS[2])
+                rounded = torch.cat([rounded_changes(loaded.pair, part, epsilon) for part in parts]).cpu()
+                found |= shares(changes, PRECISIONS[1]) | shares(rounded, PRECISIONS[2])
     return found
 
 
-def shares(steps: Tensor, precision: str) -> dict[str, float]:
-    """How many of the decisions (B,) are +1, -1 and ties."""
-    kinds = {"+1": steps > 0, "-1": steps < 0, "ties": steps == 0}
+def scored_changes(scores: Scores) -> Tensor:
+    """What ε-DPO compares with 0: z(1 + ε) - z(1) and z(1) - z(1 - ε) of each pair, (B, 2)."""
+    assert scores.perturbed is not None
+    tokens = scores.perturbed.outward - scores.token_logps, scores.token_logps - scores.perturbed.inward
+    return torch.stack([one.sum(-1)[:, 0] - one.sum(-1)[:, 1] for one in tokens], 1)
+
+
+def shares(changes: Tensor, precision: str) -> dict[str, float]:
+    """How many of the decisions are +1, -1, ties, and neither since z rises on one side and falls on the other."""
+    signs = changes.sign()
+    up, down, ties = (signs > 0).all(1), (signs < 0).all(1), (signs == 0).any(1)
+    kinds = {"+1": up, "-1": down, "ties": ties, "not monotone": ~(up | down | ties)}
     return {f"{name}, {precision}": chosen.double().mean().item() for name, chosen in kinds.items()}
 
 
@@ -91,8 +101,8 @@ def cut(pairs: CompletionBatch) -> Iterator[CompletionBatch]:
     return (pairs.rows(slice(start, start + AT_ONCE)) for start in range(0, len(pairs.row), AT_ONCE))
 
 
-def rounded_steps(pair: PolicyReferencePair, batch: CompletionBatch, epsilon: float) -> Tensor:
-    """The decisions where logits, their mixtures, log-probs and sums all have the type of the weights.
+def rounded_changes(pair: PolicyReferencePair, batch: CompletionBatch, epsilon: float) -> Tensor:
+    """The same where logits, their mixtures, log-probs and sums all have the type of the weights.
 
     As a program does that thinks nothing of it: z(λ) = log π_λ(y_w) - log π_λ(y_l) under softmax((1 + ε) f_θ - ε f_ref)
     and softmax((1 - ε) f_θ + ε f_ref), and comparisons of these.
@@ -103,16 +113,17 @@ def rounded_steps(pair: PolicyReferencePair, batch: CompletionBatch, epsilon: fl
         epsilon: ε.
 
     Returns:
-        +1, 0 or -1, int64 (B,).
+        z(1 + ε) - z(1) and z(1) - z(1 - ε), (B, 2).
     """
     ids, predicts, targets = rows_of(batch)
     attention = torch.ones_like(ids)  # padding stands behind, where a causal model does not look
     policy = pair.base(input_ids=ids, attention_mask=attention).logits / pair.settings.temperature
     with pair.as_reference():
         reference = pair.base(input_ids=ids, attention_mask=attention).logits / pair.settings.temperature
-    z = [gap((1 + c) * policy - c * reference, ids, predicts, targets) for c in (epsilon, 0.0, -epsilon)]
-    up, down = (z[0] > z[1]) & (z[1] > z[2]), (z[0] < z[1]) & (z[1] < z[2])
-    return up.long() - down.long()
+    wide, one, narrow = (
+        gap((1 + c) * policy - c * reference, ids, predicts, targets) for c in (epsilon, 0.0, -epsilon)
+    )
+    return torch.stack([wide - one, one - narrow], 1)
 
 
 def rows_of(batch: CompletionBatch) -> tuple[Tensor, Tensor, Tensor]:

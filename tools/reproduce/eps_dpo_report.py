@@ -60,8 +60,8 @@ def epsilons(arms: Mapping[str, Any]) -> str:
 
 def precisions(arms: Mapping[str, Any]) -> str:
     """Ties of the same policies in three precisions."""
-    measures = {f"ties, {name}": 3 for name in PRECISIONS}
-    return _rows(arms, [at_epsilon(one) for one in EPSILONS], measures, "share of ties by precision")
+    measures = {f"{what}, {name}": 3 for name in PRECISIONS for what in ("ties", "not monotone")}
+    return _rows(arms, [at_epsilon(one) for one in EPSILONS], measures, "decisions that leave β as it is, by precision")
 
 
 def figures(found: Mapping[str, Any], folder: Path) -> None:

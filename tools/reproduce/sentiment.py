@@ -1,8 +1,8 @@
 """Controlled sentiment after arXiv 2402.00856: Figures 2, 3, 6 to 8, Tables 1, 2 and 5.
 
-    python tools/reproduce/sentiment.py --seeds 3 --out docs/evidence --work runs/sentiment   everything
-    python tools/reproduce/sentiment.py --seeds 3 --out runs/sentiment --parts frontier    the frontier alone
-    python tools/reproduce/sentiment.py --figures --out docs/evidence                tables and figures anew
+    python tools/reproduce/sentiment.py --seeds 3 --out docs/evidence --work runs/sentiment     everything
+    python tools/reproduce/sentiment.py --seeds 3 --out runs/sentiment --parts frontier         the frontier alone
+    python tools/reproduce/sentiment.py --figures --out docs/evidence                           tables and figures anew
 
 Every run is ``python -m lit_align fit`` on ``sentiment.yaml``; what is reported of it is what lit_align samples while
 it learns (reward, share of positive answers, KL), what ``python -m lit_align evaluate`` says of it, and, for the density

@@ -56,7 +56,7 @@ class Own:
     prompts: int
     steps: int
     every: int
-    answers: int = 64
+    answers: int = 32
 
     @classmethod
     def read(cls, config: Path) -> Own:
