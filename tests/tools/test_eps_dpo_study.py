@@ -55,7 +55,13 @@ def pairs_of_tokens() -> CompletionBatch:
     lengths = torch.randint(1, 20, (12, 2, 1), generator=generator)
     asked = torch.arange(6) < torch.randint(1, 7, (12, 1), generator=generator)
     return CompletionBatch(
-        some(12, 6), asked, some(12, 2, 20), torch.arange(20) < lengths, None, asked[:, :1].expand(-1, 2), torch.arange(12)
+        some(12, 6),
+        asked,
+        some(12, 2, 20),
+        torch.arange(20) < lengths,
+        None,
+        asked[:, :1].expand(-1, 2),
+        torch.arange(12),
     )
 
 
@@ -140,6 +146,10 @@ def test_the_study_runs_from_end_to_end_and_redraws(tmp_path: Path) -> None:
     assert 0 <= final["against reference, raw"]["mean"] <= 1
     kinds = [final[f"{kind}, float32"]["mean"] for kind in ("+1", "-1", "ties", "not monotone")]
     assert sum(kinds) == pytest.approx(1)
-    assert (curve["up"][0], curve["down"][0], curve["forward kl"][0]) == (0, 0, 0)  # before the first step all are equal
+    assert (curve["up"][0], curve["down"][0], curve["forward kl"][0]) == (
+        0,
+        0,
+        0,
+    )  # before the first step all are equal
     for name in ("figure3", "figure4", "figure5"):
         assert (tmp_path / f"eps_dpo_{name}.png").stat().st_size > 1000

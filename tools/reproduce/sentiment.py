@@ -5,8 +5,8 @@
     python tools/reproduce/sentiment.py --figures --out docs/evidence                           tables and figures anew
 
 Every run is ``python -m lit_align fit`` on ``sentiment.yaml``; what is reported of it is what lit_align samples while
-it learns (reward, share of positive answers, KL), what ``python -m lit_align evaluate`` says of it, and, for the density
-ratios, its log-ratios of the reference's own answers. All methods see as many completions in as many steps, try the
+it learns (reward, share of positive answers, KL), what ``python -m lit_align evaluate`` says of it, and for the
+density ratios its log-ratios of the reference's own answers. All methods see as many completions in as many steps, try the
 same learning rates on a seed that is not reported, and take the one of the largest objective at the last step, which is
 reward - β KL.
 
