@@ -4,10 +4,10 @@
     python tools/reproduce/sentiment.py --seeds 3 --out runs/sentiment --parts frontier         the frontier alone
     python tools/reproduce/sentiment.py --figures --out docs/evidence                           tables and figures anew
 
-Every run is ``python -m lit_align fit`` on ``sentiment.yaml``; what is reported of it is what lit_align samples while
-it learns (reward, share of positive answers, KL), what ``python -m lit_align evaluate`` says of it, and for the
-density ratios its log-ratios of the reference's own answers. All methods see as many completions in as many steps, try the
-same learning rates on a seed that is not reported, and take the one of the largest objective at the last step, which is
+Every run is ``python -m lit_align fit`` on ``sentiment.yaml``. Reported of it is what lit_align samples while it
+learns (reward, share of positive answers, KL), what ``python -m lit_align evaluate`` says of it, and for the density
+ratios its log-ratios of the reference's own answers. All methods see as many completions in as many steps, try the same
+learning rates on a seed that is not reported, and take the one of the largest objective at the last step, which is
 reward - β KL.
 
 ``sentiment_reference.json`` has best of N, which needs no training.
@@ -43,7 +43,7 @@ from trials.workers import import_all
 RATES = ("0.0003", "0.001", "0.003")
 POSITIVE = 0.05
 """The compound score from which VADER's authors call a text positive."""
-BEFORE = 240.0
+BEFORE = 110.0
 """CPU seconds of what all runs read, as measured."""
 
 
@@ -51,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
     given = parse(arguments, __doc__, "sentiment", Path(__file__).parent / "sentiment.yaml")
     own = world.Own.read(given.config)
     if given.quick:
-        own = replace(own, rows=6, tokens=24, prompts=4, steps=2, every=2, answers=4)
+        own = replace(own, rows=6, tokens=24, prompts=4, steps=1, every=1, answers=4)
     place = given.work / ("quick-world" if given.quick else "world")
     study = Study(
         name="sentiment",
