@@ -8,7 +8,7 @@ Every run is ``python -m lit_align fit`` on ``eps_dpo.yaml`` and then ``python -
 prompts: reward, KL(policy ‖ reference), win rates against the reference and the dataset's chosen, raw and
 length-controlled. The KL of Figure 3 is the other one, KL(reference ‖ policy), on the training completions, which the
 reference has written. All methods see as many completions in as many steps, and each tries the same learning rates, on
-a seed that is not reported, and takes the one of the largest reward; everything else stays at its default.
+a seed that is not reported, and takes the one of the largest reward; ``eps_dpo_arms.py`` has the other settings.
 """
 
 from __future__ import annotations
@@ -109,6 +109,7 @@ def measure(own: Own, arm: Arm, folder: Path) -> dict[str, Any]:
 
     final |= answer(folder, "decisions", partial(decisions, folder, epsilon, own.pairs))
     curve = series(folder, {name: f"train/{logged}" for name, logged in SHOWN.items()})
+    final |= {f"last {name}": values[-1] for name, values in curve.items()}
     return {"final": final, "curve": curve}
 
 

@@ -11,21 +11,23 @@ from trials.trial import Options
 EPSILON = "ε-DPO"
 GROUPS: Options = {"data.select": "ranked", "data.batch_size": 8}
 SINGLES: Options = {"data": "UnpairedData", "data.batch_size": 32}
+BETA = 0.01
+"""Of every method whose β multiplies a log-ratio: ε-DPO's own, so that none is held closer to the reference."""
 METHODS: dict[str, Options] = {
-    "DPO": {"model": "DPO", "model.beta": 0.1},
+    "DPO": {"model": "DPO", "model.beta": BETA},
     "RRHF": {"model": "RRHF", **GROUPS},
     "SLiC-HF": {"model": "SLiC"},
     "IPO": {"model": "IPO"},
-    "CPO": {"model": "CPO"},
-    "KTO": {"model": "KTO", **SINGLES},
+    "CPO": {"model": "CPO", "model.beta": BETA},
+    "KTO": {"model": "KTO", "model.beta": BETA, **SINGLES},
     "ORPO": {"model": "ORPO"},
-    "R-DPO": {"model": "RDPO"},
+    "R-DPO": {"model": "RDPO", "model.beta": BETA},
     "SimPO": {"model": "SimPO"},
-    "β-DPO": {"model": "BetaDPO", "model.beta": 0.1},
-    "TR-DPO": {"model": "TRDPO", "model.beta": 0.1, "model.alpha": 0.6, "model.tau": 1},
-    EPSILON: {"model": "EpsilonDPO", "model.beta": 0.01, "model.epsilon": 0.01},
+    "β-DPO": {"model": "BetaDPO", "model.beta": BETA},
+    "TR-DPO": {"model": "TRDPO", "model.beta": BETA, "model.alpha": 0.6, "model.tau": 1},
+    EPSILON: {"model": "EpsilonDPO", "model.beta": BETA, "model.epsilon": 0.01},
 }
-"""One table of all, at the defaults of lit_align; 32 completions a step, singles and groups alike."""
+"""One table of all, other settings at lit_align's defaults; 32 completions a step, singles and groups alike."""
 HARD = "TR-DPO, hard"
 FRONTIERS = ("DPO", EPSILON, "TR-DPO", HARD, "β-DPO")
 BETAS = (0.5, 0.1, 0.05, 0.01)

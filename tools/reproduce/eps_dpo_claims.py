@@ -64,8 +64,8 @@ def of_epsilons() -> list[Claim]:
     small, *_, large = (at_epsilon(epsilon) for epsilon in EPSILONS)
     return [
         More("a larger ε goes further from the reference, KL(policy ‖ reference)", "kl", [large], [small]),
-        More("a larger ε goes further from the reference, KL(reference ‖ policy)", "forward kl", [large], [small]),
-        More("a larger ε ends at a smaller β", "beta", [small], [large]),
+        More("a larger ε goes further from the reference, KL(reference ‖ policy)", "last forward kl", [large], [small]),
+        More("a larger ε ends at a smaller β", "last beta", [small], [large]),
     ]
 
 

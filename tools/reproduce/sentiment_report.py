@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sentiment_arms import BETA_PI, BETA_R, METHODS, SIZES
+from sentiment_arms import BETA_PI, BETA_R, METHODS, RATIO, SIZES
 from sentiment_claims import claims
 from trials.claims import claims_table
 from trials.figures import Picture
@@ -120,6 +120,8 @@ def _sweep(arms: Mapping[str, Any], path: Path) -> None:
             picture.points(i, what, list(some), [arms[arm]["final"][name] for arm in some.values()])
     for axes in picture.panels:
         axes.set_xscale("log")
+        axes.minorticks_off()
+        axes.set_xticks([RATIO, 1, 1 / RATIO], [f"{RATIO:.2g}", "1", f"{1 / RATIO:.2g}"])
     picture.save(path, "times 0.1", "")
 
 
