@@ -1,0 +1,160 @@
+"""The study of ε-DPO: decisions in each precision, margins by direction, its arms and claims; and all of it once."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from lit_align.batch import CompletionBatch
+from lit_align.pair import PolicyReferencePair
+from lit_align.settings import PairSettings
+
+ROOT = Path(__file__).parents[2]
+STUDIES = ROOT / "tools" / "reproduce"
+
+
+@pytest.fixture(scope="module")
+def tool() -> Iterator[Any]:
+    """The modules of the study."""
+    sys.path.insert(0, str(STUDIES))
+    import eps_dpo_arms
+    import eps_dpo_claims
+    import eps_dpo_pairs
+    from trials import claims
+
+    yield SimpleNamespace(arms=eps_dpo_arms, claims=eps_dpo_claims, pairs=eps_dpo_pairs, decided=claims.decided)
+    sys.path.remove(str(STUDIES))
+
+
+def moved(dtype: str) -> PolicyReferencePair:
+    """The stories with an adapter that does something, the same in each precision."""
+    pair = PolicyReferencePair(PairSettings("stories", dtype=dtype)).requires_grad_(False).eval()
+    generator = torch.Generator().manual_seed(0)
+    for name, parameter in pair.policy.named_parameters():
+        if "lora_B" in name:
+            parameter.copy_(0.01 * torch.randn(parameter.shape, generator=generator))
+    return pair
+
+
+def pairs_of_tokens() -> CompletionBatch:
+    """12 pairs of random tokens and of many lengths, prompts padded on the right."""
+    generator = torch.Generator().manual_seed(1)
+
+    def some(*shape: int) -> torch.Tensor:
+        return torch.randint(5, 4000, shape, generator=generator)
+
+    lengths = torch.randint(1, 20, (12, 2, 1), generator=generator)
+    asked = torch.arange(6) < torch.randint(1, 7, (12, 1), generator=generator)
+    return CompletionBatch(
+        some(12, 6),
+        asked,
+        some(12, 2, 20),
+        torch.arange(20) < lengths,
+        None,
+        asked[:, :1].expand(-1, 2),
+        torch.arange(12),
+    )
+
+
+def test_rows_of_their_own_give_the_changes_that_the_scorer_gives(tool: Any) -> None:
+    """Two programs that share no code: trees, chunks and mixtures of the sweep, and plain logits of padded rows."""
+    pair, batch = moved("float32"), pairs_of_tokens()
+    with torch.no_grad():
+        scored = tool.pairs.scored_changes(pair.score(batch, epsilon=0.02))
+        plain = tool.pairs.rounded_changes(pair, batch, 0.02)
+    assert scored.abs().min() > 1e-5
+    torch.testing.assert_close(plain, scored, atol=2e-4, rtol=1e-3)
+
+
+def test_logits_of_sixteen_bits_make_ties(tool: Any) -> None:
+    """Log-probs of a hundred nats in 8 bits of mantissa are half a nat apart, far more than ε of anything here."""
+    batch = pairs_of_tokens()
+    with torch.no_grad():
+        exact = tool.pairs.rounded_changes(moved("float32"), batch, 0.01)
+        rounded = tool.pairs.rounded_changes(moved("bfloat16"), batch, 0.01)
+    assert tool.pairs.shares(exact, "x")["ties, x"] == 0
+    assert tool.pairs.shares(rounded, "x")["ties, x"] > 0.25
+
+
+def test_shares_of_decisions_by_hand(tool: Any) -> None:
+    changes = torch.tensor([[1.0, 2.0], [-1.0, -3.0], [1.0, -1.0], [0.0, 1.0], [0.0, 0.0]])
+    found = tool.pairs.shares(changes, "x")
+    assert found == pytest.approx({"+1, x": 0.2, "-1, x": 0.2, "not monotone, x": 0.2, "ties, x": 0.4})
+
+
+def test_margins_are_those_of_each_direction(tool: Any) -> None:
+    steps, gaps = torch.tensor([1, 1, -1, 0, 1]), torch.tensor([1.0, 2.0, -5.0, 99.0, 6.0])
+    found = tool.pairs.margins(steps, gaps)
+    assert (found["margin of +1 pairs"], found["margin of -1 pairs"]) == (3.0, -5.0)
+    assert found["+1 quantile 0.5"] == 2.0
+    with pytest.raises(ValueError, match="goes -1"):
+        tool.pairs.margins(steps.abs(), gaps)
+
+
+def test_every_method_sees_as_many_completions_and_takes_a_rate_that_was_searched(tool: Any) -> None:
+    arms = {arm.name: arm for arm in tool.arms.arms()}
+    assert len(arms) == len(tool.arms.arms())
+    sizes = {"UnpairedData": 1, None: 2}
+    for arm in arms.values():
+        assert arm.like is None or arms[arm.like].like is None
+        size = 4 if arm.options.get("data.select") == "ranked" else sizes[arm.options.get("data")]
+        assert arm.options.get("data.batch_size", 16) * size == 32
+    for method in tool.arms.FRONTIERS:
+        betas = [arms[tool.arms.at_beta(method, beta)].options["model.beta"] for beta in tool.arms.BETAS]
+        assert betas == list(tool.arms.BETAS)
+    epsilons = [arms[tool.arms.at_epsilon(one)].options["model.epsilon"] for one in tool.arms.EPSILONS]
+    assert epsilons == list(tool.arms.EPSILONS)
+
+
+def test_frontiers_are_compared_at_equal_kl(tool: Any) -> None:
+    """One wins ½ + KL²/10 at KLs of ½, 1, 3/2 and 2, the other ½ + KL/20 and goes further.
+
+    Between its points a win rate is linear, so that at 1/4, 3/4, 5/4 and 7/4 the square is the mean of its neighbours:
+    (1 + 4 + 9 + 16)/4 and (1 + 5 + 13 + 25)/8 make 13 over the 8 places.
+    """
+
+    def summed(*values: float) -> dict[str, Any]:
+        return {"mean": values[0], "standard_error": 0.0, "n": len(values), "values": list(values)}
+
+    arms: dict[str, Any] = {}
+    for method, slope, power, reach in ((tool.arms.EPSILON, 0.1, 2, 2.0), ("DPO", 0.05, 1, 8.0)):
+        for i, beta in enumerate(tool.arms.BETAS):
+            kl = reach * (i + 1) / len(tool.arms.BETAS)
+            win = 0.5 + slope * kl**power
+            final = {"kl": summed(kl, kl), tool.claims.WIN: summed(win, win)}
+            arms[tool.arms.at_beta(method, beta)] = {"final": final}
+    made, measured = tool.claims.claims({"arms": arms})
+    found = {one["text"]: one for claim in made for one in [tool.decided(claim, measured)]}
+    against = next(one for text, one in found.items() if text.startswith("ε-DPO wins more than DPO"))
+    assert against["verdict"] == "holds"
+    assert against["difference"] == pytest.approx(0.1 * 13 / 8 - 0.05 * 2 * (1 + 8) / 16)
+    assert "up to 2.0 nats" in against["text"]
+
+
+def test_the_study_runs_from_end_to_end_and_redraws(tmp_path: Path) -> None:
+    command = [sys.executable, str(STUDIES / "eps_dpo.py"), "--quick", "--seeds", "1", "--out", str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    arms = json.loads((tmp_path / "eps_dpo.json").read_text())["arms"]
+    assert set(arms) == {"ε-DPO", "ε-DPO, beta 0.1"}
+    final, curve = arms["ε-DPO"]["final"], arms["ε-DPO"]["curve"]
+    assert 0 <= final["against reference, raw"]["mean"] <= 1
+    kinds = [final[f"{kind}, float32"]["mean"] for kind in ("+1", "-1", "ties", "not monotone")]
+    assert sum(kinds) == pytest.approx(1)
+    assert (curve["up"][0], curve["down"][0], curve["forward kl"][0]) == (
+        0,
+        0,
+        0,
+    )  # before the first step all are equal
+    for name in ("figure3", "figure4", "figure5"):
+        assert (tmp_path / f"eps_dpo_{name}.png").stat().st_size > 1000

@@ -1,0 +1,95 @@
+"""The tables and figures of the study of ε-DPO, from its JSON alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from eps_dpo_arms import BETAS, EPSILON, EPSILONS, FRONTIERS, METHODS, PRECISIONS, QUANTILES, at_beta, at_epsilon
+from eps_dpo_claims import WIN, claims
+from trials.claims import claims_table
+from trials.figures import Picture
+from trials.searched import search_table
+from trials.statistics import plus_minus, table
+
+AGAINST = tuple(
+    f"against {other}, {kind}" for other in ("reference", "chosen") for kind in ("raw", "length-controlled")
+)
+
+
+def tables(found: Mapping[str, Any]) -> str:
+    """All tables as Markdown."""
+    arms = found["arms"]
+    parts = [methods(arms), frontier(arms), epsilons(arms), precisions(arms), search_table(found["search"], "reward")]
+    return "\n\n".join(part for part in [*parts, "claims\n\n" + claims_table(*claims(found))] if part) + "\n"
+
+
+def _rows(arms: Mapping[str, Any], names: Sequence[str], measures: Mapping[str, int], title: str) -> str:
+    """Arms that have been run, one a row, and some of their measures with their digits."""
+    rows = [
+        [name, *(plus_minus(arms[name]["final"].get(one), digits) for one, digits in measures.items())]
+        for name in names
+        if name in arms
+    ]
+    return f"{title}: mean ± standard error over seeds (n)\n\n{table(['', *measures], rows)}" if rows else ""
+
+
+def methods(arms: Mapping[str, Any]) -> str:
+    """As Tables 1 and 2; SFT is the reference, and chosen the dataset's good completion."""
+    shown = _rows(arms, list(METHODS), {**dict.fromkeys(AGAINST, 3), "reward": 3, "kl": 2, "tokens": 1}, "methods")
+    finals = [arms[name]["final"] for name in METHODS if name in arms]
+    names = [f"SFT {name}" for name in AGAINST if finals and f"SFT {name}" in finals[0]]
+    cells = [f"{name.split(', ')[1]} {plus_minus(finals[0][name])}" for name in names]
+    return shown + (f"\n\nSFT itself against chosen: {', '.join(cells)}; against itself 0.5" if cells else "")
+
+
+def frontier(arms: Mapping[str, Any]) -> str:
+    """The points of Figure 5."""
+    names = [at_beta(method, beta) for method in FRONTIERS for beta in BETAS]
+    return _rows(arms, names, {"kl": 2, WIN: 3, "reward": 3, "tokens": 1}, "frontiers")
+
+
+def epsilons(arms: Mapping[str, Any]) -> str:
+    """What ε does."""
+    measures = {"kl": 2, "+1, float32": 3, "-1, float32": 3, "margin of +1 pairs": 2, "margin of -1 pairs": 2}
+    return _rows(
+        arms, [at_epsilon(one) for one in EPSILONS], measures, "decisions on training pairs at the end, margins in nats"
+    )
+
+
+def precisions(arms: Mapping[str, Any]) -> str:
+    """Ties of the same policies in three precisions."""
+    measures = {f"{what}, {name}": 3 for name in PRECISIONS for what in ("ties", "not monotone")}
+    return _rows(arms, [at_epsilon(one) for one in EPSILONS], measures, "decisions that leave β as it is, by precision")
+
+
+def figures(found: Mapping[str, Any], folder: Path) -> None:
+    """All figures that there are runs for."""
+    arms = found["arms"]
+    picture = Picture(["win rate against the reference", "reward"])
+    for method in FRONTIERS:
+        finals = [arms[name]["final"] for beta in BETAS if (name := at_beta(method, beta)) in arms]
+        finals.sort(key=lambda final: final["kl"]["mean"])
+        for i, name in enumerate((WIN, "reward")):
+            picture.points(i, method, [final["kl"]["mean"] for final in finals], [final[name] for final in finals])
+    picture.save(folder / "eps_dpo_figure5.png", "KL(policy ‖ reference), nats", "")
+    names = ("share of steps +1", "share of steps -1", "KL(reference ‖ policy), nats", "β")
+    picture = Picture(names)
+    for epsilon in EPSILONS:
+        curve = arms.get(at_epsilon(epsilon), {}).get("curve")
+        for i, name in enumerate(("up", "down", "forward kl", "beta")):
+            picture.line(i, f"ε {epsilon:g}", curve, "step", name)
+    picture.save(folder / "eps_dpo_figure3.png", "optimizer step", "")
+    _margins(arms, folder / "eps_dpo_figure4.png")
+
+
+def _margins(arms: Mapping[str, Any], path: Path) -> None:
+    """Margins of monotone pairs by direction."""
+    there = [one for one in EPSILONS if "margin of +1 pairs" in arms.get(at_epsilon(one), {}).get("final", {})]
+    picture = Picture([f"{EPSILON}, ε {one:g}" for one in there] or [""])
+    for i, one in enumerate(there):
+        final = arms[at_epsilon(one)]["final"]
+        for sign in ("+1", "-1"):
+            picture.points(i, sign, list(QUANTILES), [final[f"{sign} quantile {q}"] for q in QUANTILES])
+    picture.save(path, "quantile of the pairs of a direction", "margin, nats")

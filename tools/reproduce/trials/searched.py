@@ -1,0 +1,33 @@
+"""The search of a study, written down."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from trials.statistics import table
+
+
+def search_table(search: Mapping[str, Any], criterion: str, digits: int = 3) -> str:
+    """The criterion of every setting that was tried for every arm, the chosen one in bold; Markdown.
+
+    Args:
+        search: Of a study's report.
+        criterion: What was made large, in words.
+        digits: Behind the point.
+    """
+    if not search:
+        return ""
+    labels = list(next(iter(search.values()))["tried"])
+    rows = [[name, *(_cell(one, label, digits) for label in labels)] for name, one in search.items()]
+    title = f"{criterion} in the search, on seeds that are not reported; the chosen settings in bold"
+    return f"{title}\n\n{table(['', *labels], rows)}"
+
+
+def _cell(one: Mapping[str, Any], label: str, digits: int) -> str:
+    values: Sequence[float | None] = one["tried"].get(label, [])
+    there = [value for value in values if value is not None]
+    if len(there) < len(values) or not there:
+        return "failed"
+    text = f"{sum(there) / len(there):.{digits}f}"
+    return f"**{text}**" if label == one["chosen"] else text
