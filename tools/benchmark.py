@@ -12,9 +12,10 @@ step on all threads, CPU seconds on one thread (which other programs disturb les
 after loading (each side in a process of its own), and the share of places of the forward pass that hold padding. × is
 the ratio to the first row of the table, repeat by repeat: the median, and the smallest and largest.
 
-The sides: "TRL" is trl.DPOTrainer at its defaults but for float32, its gradient checkpointing included. On a CPU TRL's vocabulary head runs on every position, on a GPU on those of completions only;
-"head as on a GPU" makes it do so here as well, and keeps activations. "limit" is 6 N FLOPs a distinct token at the model's shapes, N without
-the head for tokens that are not scored; "head everywhere" counts it for all.
+The sides: "TRL" is trl.DPOTrainer at its defaults but for float32, its gradient checkpointing included. On a CPU its
+vocabulary head runs on every position, on a GPU on those of completions only; "head as on a GPU" makes it do so here as
+well, and keeps activations. "limit" is 6 N FLOPs a distinct token at the model's shapes, N without the head for tokens
+that are not scored; "head everywhere" counts it for all.
 """
 
 from __future__ import annotations
