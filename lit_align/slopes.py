@@ -10,6 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+FAR = 20.0
+"""Nats by which a mixture may move a logit for its normaliser to be had from the policy's own weights in float32."""
+
 
 @dataclass(frozen=True)
 class Asked:
@@ -67,16 +70,15 @@ def score_rows(
         In nats, (t,) each or None: log-prob of the policy and of the reference, both mixtures (outward, inward),
         KL(π ‖ π_ref), entropy, KL(π_ref ‖ π).
     """
-    weights, total, log_z = _normalised(policy)
+    weights, total, log_z, top = _normalised(policy)
     logps = _at(policy, targets, log_z)
     reference_logps = outward = inward = kl = entropy = forward_kl = None
     if reference is not None:
-        others, other_total, other_log_z = _normalised(reference)
+        others, other_total, other_log_z, _ = _normalised(reference)
         reference_logps = _at(reference, targets, other_log_z)
         gap = policy - reference
         if asked.epsilon is not None:
-            step = gap * asked.epsilon
-            outward, inward = pick(policy + step, targets), pick(policy - step, targets)
+            outward, inward = _mixed(policy, targets, gap, asked.epsilon, weights, top)
         if asked.kl:
             gap -= log_z - other_log_z
             forward_kl = -(others.mul_(gap).sum(-1) / other_total[:, 0])
@@ -94,19 +96,49 @@ def score_rows(
     return logps, reference_logps, outward, inward, kl, entropy, forward_kl
 
 
-def _normalised(scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The softmax of each row before it is divided by its sum, (t, V); that sum and log of the normaliser, (t, 1) each.
+def _mixed(
+    scores: Tensor, targets: Tensor, gap: Tensor, epsilon: float, weights: Tensor, top: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Log-softmax of f + ε g and of f - ε g at the targets, (t,) each.
+
+    The normaliser of the first is that of w exp(ε g), with w = exp(f - top) at hand, so one exponential does for both.
+    Equal models have g = 0, and the same sum as the policy's own normaliser then gives the same bits.
+
+    Args:
+        scores: f, (t, V).
+        targets: Token ids, int64 (t,).
+        gap: g = f - f_ref, (t, V).
+        epsilon: ε, >= 0.
+        weights: w, (t, V).
+        top: Largest of each row of f, (t, 1).
+    """
+    if scores.is_cuda or epsilon * max(abs(one) for one in gap.aminmax()) > FAR:  # to look would halt a GPU
+        step = gap * epsilon
+        return pick(scores + step, targets), pick(scores - step, targets)
+    here, step = _picked(scores, targets), _picked(gap, targets) * epsilon
+    tilt = (gap * epsilon).exp_()
+    outward = (weights * tilt).sum(-1).log() + top[:, 0]
+    inward = torch.div(weights, tilt, out=tilt).sum(-1).log() + top[:, 0]
+    return here + step - outward, here - step - inward
+
+
+def _normalised(scores: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The softmax of each row before it is divided by its sum, (t, V); that sum, log of the normaliser, the largest.
 
     One function for all: equal logits give bit-equal log-probs wherever they come from.
     """
     top = scores.amax(-1, keepdim=True)
     weights = (scores - top).exp_()
     total = weights.sum(-1, keepdim=True)
-    return weights, total, total.log() + top
+    return weights, total, total.log() + top, top
 
 
 def _at(scores: Tensor, targets: Tensor, log_z: Tensor) -> Tensor:
-    return (scores.gather(1, targets[:, None]) - log_z)[:, 0]
+    return _picked(scores, targets) - log_z[:, 0]
+
+
+def _picked(scores: Tensor, targets: Tensor) -> Tensor:
+    return scores.gather(1, targets[:, None])[:, 0]
 
 
 def _bent(slope: Tensor, bend: Tensor | None) -> Tensor:

@@ -96,6 +96,18 @@ def test_equal_models_give_bit_equal_scores_for_any_perturbation() -> None:
     assert found.kl.abs().max() == 0
 
 
+@pytest.mark.parametrize("distance", [1.0, 30.0, 1000.0])
+def test_models_far_apart_are_mixed_as_exactly_as_near_ones(distance: float) -> None:
+    hidden, reference, targets, head = inputs("plain", torch.float32)
+    exact = [states.detach().double() @ head.weight.double().T for states in (hidden, reference * distance)]
+    found = token_scores(hidden, targets, head, reference_hidden=reference * distance, epsilon=0.5)
+    for sign, part in ((1, found.outward), (-1, found.inward)):
+        mixed = exact[0] + sign * 0.5 * (exact[0] - exact[1])
+        expected = mixed.log_softmax(-1)[torch.arange(T), targets]
+        assert part is not None
+        torch.testing.assert_close(part.double(), expected, rtol=1e-5, atol=1e-4)
+
+
 def test_a_bfloat16_head_is_combined_in_float32() -> None:
     """Perturbations far below bfloat16's resolution of the logits must still move the log-probs."""
     hidden, reference, targets, head = inputs("plain", torch.bfloat16)
