@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.seed import isolate_rng
 
 from lit_align.batch import CompletionBatch
 from lit_align.data.collate import Group, collate
@@ -74,7 +75,8 @@ def plan(settings: PairSettings, data: Any, device: torch.device, share: int) ->
         UserError: If there is no such model.
     """
     try:
-        return _plan(settings, data, device, share)
+        with isolate_rng(include_cuda=False):  # the adapter's first weights are the same with and without a plan
+            return _plan(settings, data, device, share)
     except UserError:
         raise
     except Exception as error:  # an unusual model may raise anything when it is walked through without weights

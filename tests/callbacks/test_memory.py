@@ -76,6 +76,16 @@ def test_fresh_completions_are_planned_at_their_full_budget(tmp_path: Path) -> N
     assert batch.lengths.tolist() == [[9] * 4] * 2
 
 
+def test_a_plan_leaves_the_random_numbers_of_the_run_alone(model: str, tmp_path: Path) -> None:
+    """Or the adapter would start elsewhere, and so would all that is learned."""
+    rows = data(tmp_path)
+    rows.load(byte_tokenizer())
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    assert memory.plan(PairSettings(model), rows, torch.device("cpu"), 1) is not None
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_a_device_that_is_too_small_is_warned_of(
     model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
