@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -41,4 +42,6 @@ def nothing_left_behind() -> Iterator[None]:
     """Lightning saves into the current folder where it is not told otherwise."""
     yield
     left = [name for name in ("checkpoints", "lightning_logs") if Path(name).exists()]
+    for name in left:
+        shutil.rmtree(name)
     assert not left, f"the test wrote {left} into the current folder"

@@ -168,6 +168,6 @@ def test_lightnings_own_saver_keeps_its_best_few(tmp_path: Path) -> None:
     trainer = Trainer(**quiet, plugins=[SafeCheckpointIO()], callbacks=[saver], log_every_n_steps=1, max_epochs=1)
     trainer.fit(module, datamodule=ToyData(batches=5))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step=4.ckpt", "step=5.ckpt"]
-    again = Trainer(**quiet, plugins=[SafeCheckpointIO()], max_epochs=2)
+    again = Trainer(**quiet, plugins=[SafeCheckpointIO()], max_epochs=2, enable_checkpointing=False)
     again.fit(ToyModule(), datamodule=ToyData(batches=5), ckpt_path=str(tmp_path / "step=4.ckpt"))
     assert again.global_step == 10
