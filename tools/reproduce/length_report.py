@@ -9,6 +9,7 @@ from typing import Any
 from length_arms import BUFFERS, FIXED, FRESH, PASSES, SWEPT, TASKS
 from trials.claims import Alike, Claim, More, claims_table
 from trials.figures import Picture
+from trials.searched import tried
 from trials.statistics import plus_minus, table
 
 TOKEN = 1.0
@@ -89,18 +90,10 @@ def searched(found: Mapping[str, Any], task: str) -> str:
     if not there:
         return ""
     labels = list(next(iter(there.values()))["tried"])
-    rows = [[name.removeprefix(f"{task} "), *(_tried(one, label) for label in labels)] for name, one in there.items()]
+    rows = [[name.removeprefix(f"{task} "), *(tried(one, label, 2) for label in labels)] for name, one in there.items()]
     head = ["", *(label.removeprefix("learning rate ") for label in labels)]
     title = f"{task}: mean true reward over the run of the search's seeds by learning rate; the chosen one in bold"
     return f"{title}\n\n{table(head, rows)}"
-
-
-def _tried(one: Mapping[str, Any], label: str) -> str:
-    values = one["tried"][label]
-    if None in values or not values:
-        return "failed"
-    text = f"{sum(values) / len(values):.2f}"
-    return f"**{text}**" if label == one["chosen"] else text
 
 
 def figures(found: Mapping[str, Any], folder: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from spo_arms import ALPHA, ALPHAS, BETA, BETAS, DPO_BASE, DPO_BETA, DPO_BETAS, GAMMAS, SPO_BASE, arms, dpo, spo
 from trials.claims import Claim, More, claims_table
 from trials.figures import Picture
+from trials.searched import tried
 from trials.statistics import plus_minus, table
 
 SPO_GRID = list(dict.fromkeys([*(spo(a, BETA).name for a in ALPHAS), *(spo(ALPHA, b).name for b in BETAS)]))
@@ -57,17 +58,9 @@ def searched(found: Mapping[str, Any]) -> str:
     """The search, written down."""
     there = found["search"]
     labels = list(next(iter(there.values()))["tried"])
-    rows = [[name, *(_tried(one, label) for label in labels)] for name, one in there.items()]
+    rows = [[name, *(tried(one, label, 3) for label in labels)] for name, one in there.items()]
     title = "Mean win rate over the run of the search's seeds by learning rate; the chosen one in bold"
     return f"{title}\n\n{table(['', *(label.removeprefix('learning rate ') for label in labels)], rows)}"
-
-
-def _tried(one: Mapping[str, Any], label: str) -> str:
-    values = one["tried"][label]
-    if None in values or not values:
-        return "failed"
-    text = f"{sum(values) / len(values):.3f}"
-    return f"**{text}**" if label == one["chosen"] else text
 
 
 def figures(found: Mapping[str, Any], folder: Path) -> None:

@@ -19,12 +19,13 @@ def search_table(search: Mapping[str, Any], criterion: str, digits: int = 3) -> 
     if not search:
         return ""
     labels = list(next(iter(search.values()))["tried"])
-    rows = [[name, *(_cell(one, label, digits) for label in labels)] for name, one in search.items()]
+    rows = [[name, *(tried(one, label, digits) for label in labels)] for name, one in search.items()]
     title = f"{criterion} in the search, on seeds that are not reported; the chosen settings in bold"
     return f"{title}\n\n{table(['', *labels], rows)}"
 
 
-def _cell(one: Mapping[str, Any], label: str, digits: int) -> str:
+def tried(one: Mapping[str, Any], label: str, digits: int) -> str:
+    """The mean criterion of an arm under a setting, bold if the search chose it; "failed" if a run of it did."""
     values: Sequence[float | None] = one["tried"].get(label, [])
     there = [value for value in values if value is not None]
     if len(there) < len(values) or not there:
