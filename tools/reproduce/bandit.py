@@ -20,7 +20,7 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from bandit_arms import Own, arms, quick
-from bandit_report import figures, tables
+from bandit_report import report
 from bandit_world import Peak, build, write_contexts, write_groups, write_prompts
 from trials.command import conduct, parse
 from trials.results import draws, samples, series
@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
         data=partial(files, given.work / "world", own),
         measure=measure,
     )
-    return conduct(given, quick(study) if given.quick else study, tables, figures)
+    return conduct(given, quick(study) if given.quick else study, report(given.out))
 
 
 def files(world: Path, own: Own, arm: Arm, seed: int) -> Options:

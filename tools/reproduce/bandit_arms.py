@@ -12,6 +12,8 @@ from trials.trial import Options
 
 CENTRES = {"R1": 70, "R2": 20}
 OFFLINE_PROMPTS = 100
+TABLE_SEEDS = 5
+"""Of Table 3, as in the paper; the figures take as many as are asked for."""
 PASSES = 100
 """Over the completions of an offline run, all of them in each step."""
 OBJECTIVES: dict[str, Options] = {
@@ -24,6 +26,7 @@ OBJECTIVES: dict[str, Options] = {
 FRESH = ("PPO", "RWR", "IPO")
 FIXED = ("RWR", "best-of-N", "best-of-N, negative gradient")
 TIMES_B = (5, 20, 100)
+"""|D|/M, beside 1; the last is one collection for the whole run."""
 PASSES_T = (1, 5, 20)
 PROMPTS = (5, 10, 20, 50, 200, 500)
 
@@ -76,13 +79,13 @@ def arms(own: Own) -> list[Arm]:
 def of_reward(own: Own, reward: str, centre: int | None) -> Iterator[Arm]:
     """The arms of one reward."""
     first = reward != "R2"
-    part = "table3" if first else "table3-R2"
+    part, least = ("table3", TABLE_SEEDS) if first else ("table3-R2", 1)
     judged: Options = {} if centre is None else {"data.reward": "bandit_world.Peak", "data.reward.centre": centre}
-    bases = [Arm(f"on-policy {name}", part, {**OBJECTIVES[name], **judged}) for name in FRESH]
-    bases.append(offline(own, "IPO", part, judged, OFFLINE_PROMPTS))
+    bases = [Arm(f"on-policy {name}", part, {**OBJECTIVES[name], **judged}, least=least) for name in FRESH]
+    bases.append(replace(offline(own, "IPO", part, judged, OFFLINE_PROMPTS), least=least))
     found = [*bases, *(offline(own, name, "figure16", judged, OFFLINE_PROMPTS) for name in FIXED)]
     for base in bases[:3]:
-        found += [like(base, f"B {own.buffer * k}", "figure4", buffer(own, k)) for k in TIMES_B if own.epochs % k == 0]
+        found += [like(base, f"B {k}M", "figure4", buffer(own, k)) for k in TIMES_B if own.epochs % k == 0]
         found += [like(base, f"T {passes}", "figure14", {"data.passes": passes}) for passes in PASSES_T]
     if first:
         found += [like(bases[3], f"{n} prompts", "figure18", {"data.batch_size": n}, offline=n) for n in PROMPTS]
@@ -105,13 +108,13 @@ def offline(own: Own, method: str, part: str, judged: Options, prompts: int) -> 
         "samples.every_n_steps": 10,
     }
     facts = {"offline": prompts, "pairs": method == "IPO"}
-    return Arm(f"offline {method}", part, {**OBJECTIVES[method], **judged, **kind, **length}, None, facts)
+    return Arm(f"offline {method}", part, {**OBJECTIVES[method], **judged, **kind, **length}, facts=facts)
 
 
 def like(base: Arm, what: str, part: str, options: Options, **facts: object) -> Arm:
     """An arm with other settings and the learning rate of its base."""
     changed = {**base.options, **options}
-    return Arm(f"{base.name}, {what}", part, changed, base.name, {**base.facts, **facts, "what": what})
+    return Arm(f"{base.name}, {what}", part, changed, base.name, facts={**base.facts, **facts, "what": what})
 
 
 def buffer(own: Own, times: int) -> Options:
@@ -129,7 +132,7 @@ def quick(study: Study) -> Study:
     """The same in a few seconds: two arms, two learning rates, two collections, few samples."""
     fresh, fixed = (next(arm for arm in study.arms if arm.name.endswith(name)) for name in ("PPO", "offline IPO"))
     short = {"trainer.max_epochs": 2, "trainer.log_every_n_steps": 1, "samples.prompts": 8, "samples.completions": 1}
-    first = replace(fresh, options={**fresh.options, **short, "data.passes": 2})
-    second = replace(fixed, options={**fixed.options, **short}, like=first.name)
+    first = replace(fresh, options={**fresh.options, **short, "data.passes": 2}, least=1)
+    second = replace(fixed, options={**fixed.options, **short}, like=first.name, least=1)
     grid = {label: study.grid[label] for label in list(study.grid)[3:5]}
     return replace(study, arms=[first, second], grid=grid)

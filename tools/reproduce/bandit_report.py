@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from bandit_arms import CENTRES, FIXED, FRESH, PROMPTS
+from bandit_claims import claims
 from trials.figures import Picture
+from trials.report import Report
+from trials.searched import tried
 from trials.statistics import plus_minus, table
 
 PRINTED = {
@@ -20,11 +23,16 @@ PRINTED = {
 ORDER = (*PRINTED, *(f"offline {name}" for name in FIXED))
 
 
+def report(folder: Path) -> Report:
+    """Of the JSON in a folder."""
+    return Report(tables, lambda found: (claims(), found["arms"]), figures)
+
+
 def tables(found: Mapping[str, Any]) -> str:
     """All tables as Markdown."""
     prefixes = [f"{name} " for name in CENTRES] if any(name.startswith("R1 ") for name in found["arms"]) else [""]
     parts = [text for prefix in prefixes for text in (results(found, prefix), searched(found, prefix))]
-    return "\n\n".join(part for part in [*parts, variants(found)] if part) + "\n"
+    return "\n\n".join(part for part in [*parts, variants(found)] if part)
 
 
 def results(found: Mapping[str, Any], prefix: str) -> str:
@@ -49,7 +57,7 @@ def searched(found: Mapping[str, Any], prefix: str) -> str:
     labels = list(next(iter(arms.values()))["tried"])
     rows = []
     for name, one in arms.items():
-        cells = [_tried(one["tried"][label], label == one["chosen"]) for label in labels]
+        cells = [tried(one, label, 3) for label in labels]
         rows.append([name.removeprefix(prefix), *cells])
     title = f"{prefix.strip()} reward of the search's seeds by learning rate; the chosen one in bold"
     return f"{title}\n\n{table(['', *(label.removeprefix('learning rate ') for label in labels)], rows)}"
@@ -77,7 +85,7 @@ def figures(found: Mapping[str, Any], folder: Path) -> None:
         for panel, base in enumerate(f"{reward} on-policy {name}".strip() for reward in rewards for name in FRESH):
             named = {name: arm for name, arm in arms.items() if name.startswith(f"{base}, {what} ")}
             if named:
-                picture.line(panel, "B 100" if what == "B" else "T 10", _curve(arms, base), "share", "reward")
+                picture.line(panel, "B 1M" if what == "B" else "T 10", _curve(arms, base), "share", "reward")
             for name in named:
                 picture.line(panel, name.rsplit(", ", 1)[1], _curve(arms, name), "share", "reward")
         picture.save(folder / f"bandit_{stem}.png", "share of the run", "reward")
@@ -120,11 +128,3 @@ def _curve(arms: Mapping[str, Any], name: str) -> dict[str, Any] | None:
         return None
     curve = arms[name]["curve"]
     return {**curve, "share": [step / curve["step"][-1] for step in curve["step"]]}
-
-
-def _tried(values: list[float | None], chosen: bool) -> str:
-    there = [value for value in values if value is not None]
-    if len(there) < len(values) or not there:
-        return "failed"
-    text = f"{sum(there) / len(there):.3f}"
-    return f"**{text}**" if chosen else text

@@ -1,7 +1,7 @@
 """ε-DPO after arXiv 2502.13177: Figures 3, 4 and 5, Tables 1 and 2.
 
-    python tools/reproduce/eps_dpo.py --seeds 3 --out docs/evidence --work runs/eps_dpo    everything
-    python tools/reproduce/eps_dpo.py --seeds 3 --out runs/eps_dpo --parts table     the table of methods alone
+    python tools/reproduce/eps_dpo.py --out docs/evidence --work runs/eps_dpo    everything
+    python tools/reproduce/eps_dpo.py --out runs/eps_dpo --parts table     the table of methods alone
     python tools/reproduce/eps_dpo.py --figures --out docs/evidence                  tables and figures anew
 
 Every run is ``python -m lit_align fit`` on ``eps_dpo.yaml`` and then ``python -m lit_align evaluate`` on held-out
@@ -25,14 +25,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import yaml
 from eps_dpo_arms import arms, quick, seconds
-from eps_dpo_report import figures, tables
+from eps_dpo_report import report
 from trials.after import answer, evaluation, standing
 from trials.command import conduct, parse
 from trials.plan import plan
 from trials.results import series
 from trials.study import SEARCH_SEED, Arm, Study
 
-RATES = ("0.0003", "0.001", "0.003")
+RATES = ("0.0003", "0.001", "0.003", "0.01")
 SHOWN = {
     "beta": "beta",
     "up": "steps_up",
@@ -88,7 +88,7 @@ def main(arguments: list[str] | None = None) -> int:
     if not given.figures:
         chosen = study.chosen_parts(given.parts)
         print(plan(study, given, statistics.fmean(map(seconds, chosen))), flush=True)
-    return conduct(given, study, tables, figures)
+    return conduct(given, study, report(given.out))
 
 
 def measure(own: Own, arm: Arm, folder: Path) -> dict[str, Any]:

@@ -8,8 +8,8 @@ from typing import Any
 
 from eps_dpo_arms import BETAS, EPSILON, EPSILONS, FRONTIERS, METHODS, PRECISIONS, QUANTILES, at_beta, at_epsilon
 from eps_dpo_claims import WIN, claims
-from trials.claims import claims_table
 from trials.figures import Picture
+from trials.report import Report
 from trials.searched import search_table
 from trials.statistics import plus_minus, table
 
@@ -18,11 +18,16 @@ AGAINST = tuple(
 )
 
 
+def report(folder: Path) -> Report:
+    """Of the JSON in a folder."""
+    return Report(tables, claims, figures)
+
+
 def tables(found: Mapping[str, Any]) -> str:
     """All tables as Markdown."""
     arms = found["arms"]
     parts = [methods(arms), frontier(arms), epsilons(arms), precisions(arms), search_table(found["search"], "reward")]
-    return "\n\n".join(part for part in [*parts, "claims\n\n" + claims_table(*claims(found))] if part) + "\n"
+    return "\n\n".join(part for part in parts if part)
 
 
 def _rows(arms: Mapping[str, Any], names: Sequence[str], measures: Mapping[str, int], title: str) -> str:

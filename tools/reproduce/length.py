@@ -27,7 +27,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from length_arms import Own, arms, quick, shorten
 from length_curves import LengthReward, measured
-from length_report import figures, tables
+from length_report import report
 from trials.command import conduct, parse
 from trials.plan import plan
 from trials.results import series
@@ -35,14 +35,14 @@ from trials.study import Arm, Study
 from trials.trial import Options
 from trials.workers import in_child, lit_align
 
-RATES = ("0.0003", "0.001", "0.003")
+RATES = ("0.0003", "0.001", "0.003", "0.01")
 SECONDS = 30.0
 """CPU seconds of a run, measured on one core of a machine without a GPU."""
 REWARD = Path(__file__).parents[2] / "configs" / "reward_model.yaml"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    given = parse(["--seeds", "3", *(sys.argv[1:] if arguments is None else arguments)], __doc__, "length", CONFIG)
+    given = parse(arguments, __doc__, "length", CONFIG)
     own = Own.read(given.config)
     training: Options = {"trainer.max_steps": 2, "data.max_rows": 32} if given.quick else {}
     study = Study(
@@ -57,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
     study = quick(study) if given.quick else study
     if not given.figures:
         print(plan(study, given, SECONDS), flush=True)
-    return conduct(given, study, tables, figures)
+    return conduct(given, study, report(given.out))
 
 
 CONFIG = Path(__file__).parent / "length.yaml"

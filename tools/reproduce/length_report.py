@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from length_arms import BUFFERS, FIXED, FRESH, PASSES, SWEPT, TASKS
-from trials.claims import Alike, Claim, More, claims_table
+from trials.claims import Alike, Claim, More
 from trials.figures import Picture
+from trials.report import Report
 from trials.searched import tried
 from trials.statistics import plus_minus, table
 
@@ -16,6 +17,11 @@ TOKEN = 1.0
 """Rewards nearer than this, in tokens, are alike: less than the length of a word."""
 MEASURES = ("gold", "gold over the run", "half", "kl at half", "kl", "proxy")
 HEADS = ("true reward", "mean over the run", "update at half way", "KL there, nats", "KL, nats", "learned reward")
+
+
+def report(folder: Path) -> Report:
+    """Of the JSON in a folder."""
+    return Report(tables, lambda found: (claims(), found["arms"]), figures, digits=2)
 
 
 def claims() -> list[Claim]:
@@ -66,7 +72,7 @@ def _sweep(name: str, times: int, passes: int) -> str:
 def tables(found: Mapping[str, Any]) -> str:
     """All tables as Markdown."""
     parts = [part for task in TASKS for part in (results(found, task), searched(found, task)) if part]
-    return "\n\n".join([*parts, f"Claims\n\n{claims_table(claims(), found['arms'], 2)}"]) + "\n"
+    return "\n\n".join(parts)
 
 
 def results(found: Mapping[str, Any], task: str) -> str:

@@ -1,7 +1,7 @@
 """Controlled sentiment after arXiv 2402.00856: Figures 2, 3, 6 to 8, Tables 1, 2 and 5.
 
-    python tools/reproduce/sentiment.py --seeds 3 --out docs/evidence --work runs/sentiment     everything
-    python tools/reproduce/sentiment.py --seeds 3 --out runs/sentiment --parts frontier         the frontier alone
+    python tools/reproduce/sentiment.py --out docs/evidence --work runs/sentiment     everything
+    python tools/reproduce/sentiment.py --out runs/sentiment --parts frontier         the frontier alone
     python tools/reproduce/sentiment.py --figures --out docs/evidence                           tables and figures anew
 
 Every run is ``python -m lit_align fit`` on ``sentiment.yaml``. Reported of it is what lit_align samples while it
@@ -31,7 +31,7 @@ import sentiment_world as world
 import yaml
 from sentiment_arms import BETA, arms, quick, seconds
 from sentiment_ratio import against_the_optimum
-from sentiment_report import figures, tables
+from sentiment_report import report
 from trials.after import answer, evaluation, standing
 from trials.command import conduct, parse
 from trials.plan import plan
@@ -40,7 +40,7 @@ from trials.study import SEARCH_SEED, Arm, Study
 from trials.trial import Options
 from trials.workers import import_all
 
-RATES = ("0.0003", "0.001", "0.003")
+RATES = ("0.0003", "0.001", "0.003", "0.01")
 POSITIVE = 0.05
 """The compound score from which VADER's authors call a text positive."""
 BEFORE = 110.0
@@ -69,8 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
         import_all(study.config)
         given.out.mkdir(parents=True, exist_ok=True)
         write_json(given.out / "sentiment_reference.json", of_reference(world.reference(place, own), own))
-    about = json.loads((given.out / "sentiment_reference.json").read_text(encoding="utf-8"))
-    return conduct(given, study, partial(tables, about), partial(figures, about))
+    return conduct(given, study, report(given.out))
 
 
 def files(place: Path, own: world.Own, arm: Arm, seed: int) -> Options:

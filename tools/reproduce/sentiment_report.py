@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from sentiment_arms import BETA_PI, BETA_R, METHODS, RATIO, SIZES
 from sentiment_claims import claims
-from trials.claims import claims_table
 from trials.figures import Picture
+from trials.report import Report
 from trials.searched import search_table
 from trials.statistics import plus_minus, table
 
@@ -20,11 +22,17 @@ COMPARED = tuple(
 MIDDLE = "EXO-rw, K 4"
 
 
+def report(folder: Path) -> Report:
+    """Of the JSON in a folder, which also has best of N."""
+    about = json.loads((folder / "sentiment_reference.json").read_text(encoding="utf-8"))
+    return Report(partial(tables, about), lambda found: claims(found, about), partial(figures, about))
+
+
 def tables(about: Mapping[str, Any], found: Mapping[str, Any]) -> str:
     """All tables as Markdown."""
     parts = [methods(found["arms"]), best(about), win_rates(found["arms"]), sweep(found["arms"]), ratios(found["arms"])]
-    parts += [search_table(found["search"], "reward - β KL"), "claims\n\n" + claims_table(*claims(found, about))]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    parts.append(search_table(found["search"], "reward - β KL"))
+    return "\n\n".join(part for part in parts if part)
 
 
 def _rows(arms: Mapping[str, Any], names: Mapping[str, str], measures: Mapping[str, int], title: str) -> str:

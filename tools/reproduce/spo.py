@@ -23,14 +23,14 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from spo_arms import arms, quick
-from spo_report import figures, tables
+from spo_report import report
 from spo_wins import judge, measured
 from trials.command import conduct, parse
 from trials.plan import plan
 from trials.study import Arm, Study
 from trials.workers import in_child
 
-RATES = ("0.0003", "0.001", "0.003")
+RATES = ("0.0003", "0.001", "0.003", "0.01")
 SECONDS = 65.0
 """CPU seconds of a run, measured on one core of a machine without a GPU."""
 CONFIG = Path(__file__).parent / "spo.yaml"
@@ -40,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
     own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     own.add_argument("--reward")
     mine, rest = own.parse_known_args(arguments)
-    given = parse(["--seeds", "3", *rest], __doc__, "spo", CONFIG)
+    given = parse(rest, __doc__, "spo", CONFIG)
     study = Study(
         name="spo",
         config=given.config,
@@ -53,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
     study = quick(study) if given.quick else study
     if not given.figures:
         print(plan(study, given, SECONDS), flush=True)
-    return conduct(given, study, tables, figures)
+    return conduct(given, study, report(given.out))
 
 
 def measure(reward: str | None, arm: Arm, folder: Path) -> dict[str, Any]:

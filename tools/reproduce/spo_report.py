@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from spo_arms import ALPHA, ALPHAS, BETA, BETAS, DPO_BASE, DPO_BETA, DPO_BETAS, GAMMAS, SPO_BASE, arms, dpo, spo
-from trials.claims import Claim, More, claims_table
+from trials.claims import Claim, More
 from trials.figures import Picture
+from trials.report import Report
 from trials.searched import tried
 from trials.statistics import plus_minus, table
 
@@ -18,6 +19,11 @@ BARE = spo(ALPHA, 0.0).name
 SOFT = {gamma: f"{SPO_BASE}, γ {gamma}" for gamma in GAMMAS}
 MEASURES = ("peak", "peak at", "width", "late", "fall", "over the run", "kl at peak", "kl", "reward", "length")
 HEADS = ("peak", "its step", "width", "late", "fall", "mean", "KL at peak", "KL at end", "reward", "tokens")
+
+
+def report(folder: Path) -> Report:
+    """Of the JSON in a folder."""
+    return Report(tables, lambda found: (claims(), found["arms"]), figures)
 
 
 def claims() -> list[Claim]:
@@ -40,7 +46,7 @@ def claims() -> list[Claim]:
 
 def tables(found: Mapping[str, Any]) -> str:
     """All tables as Markdown."""
-    return f"{results(found)}\n\n{searched(found)}\n\nClaims\n\n{claims_table(claims(), found['arms'])}\n"
+    return f"{results(found)}\n\n{searched(found)}"
 
 
 def results(found: Mapping[str, Any]) -> str:

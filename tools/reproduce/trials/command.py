@@ -8,11 +8,10 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
+from trials.report import Report
 from trials.results import Results, write_json
 from trials.study import Conduct, Study
 from trials.workers import import_all
@@ -26,7 +25,7 @@ def parse(arguments: list[str] | None, about: str | None, name: str, config: Pat
     add("--out", type=Path, default=Path("runs/reproduce") / name, help=f"folder for {name}.json and the figures")
     add("--work", type=Path, help="folder for the runs and their results; OUT/work without it")
     add("--parts", nargs="+", default=[], help="run only these tables and figures")
-    add("--seeds", type=int, default=5, help="runs of each arm that are reported")
+    add("--seeds", type=int, default=3, help="runs of each arm that are reported; a table may have more")
     add("--search_seeds", type=int, default=1, help="runs of each setting in the search")
     add("--workers", type=int, default=2, help="runs at a time")
     add("--keep", action="store_true", help="keep the run folders, which take a megabyte each")
@@ -44,16 +43,14 @@ def parse(arguments: list[str] | None, about: str | None, name: str, config: Pat
 def conduct(
     given: argparse.Namespace,
     study: Study,
-    tables: Callable[[Mapping[str, Any]], str],
-    figures: Callable[[Mapping[str, Any], Path], None],
+    report: Report,
 ) -> int:
     """Run a study, or what is left of it, and write its JSON and figures.
 
     Args:
         given: From ``parse``.
         study: Which.
-        tables: The report as Markdown.
-        figures: Draws the report into a folder.
+        report: How to tell its results.
 
     Returns:
         The exit code: 1 if a run failed, other than one of a search, where a learning rate may be too large.
@@ -74,8 +71,8 @@ def conduct(
             shutil.rmtree(given.work / "runs", ignore_errors=True)
         print(f"{place}, after {(time.monotonic() - begin) / 60:.1f} min of {given.workers} workers\n")
     found = json.loads(place.read_text(encoding="utf-8"))
-    print(tables(found))
-    figures(found, given.out)
+    print(report.text(found))
+    report.figures(found, given.out)
     for name, failure in found["failed"].items():
         print(f"FAILED: {name}: {failure['problem']}\n  {failure['command']}\n  log: {failure['log']}", file=sys.stderr)
     return int(any(failure["stage"] != "search" for failure in found["failed"].values()))

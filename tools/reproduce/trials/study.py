@@ -27,6 +27,7 @@ class Arm:
         options: Keys that differ from the study's config.
         like: The arm whose chosen settings it takes; None searches its own.
         facts: What the study itself has to know of it.
+        least: Runs that are reported at least, however few the study is asked for.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Arm:
     options: Options = field(default_factory=dict)
     like: str | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
+    least: int = 1
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ class Conduct:
         study: Which.
         results: What is there, and where what comes is kept.
         runs: Folder of the run folders.
-        seeds: Runs of each arm that are reported, >= 1.
+        seeds: Runs of each arm that are reported, >= 1; some arms want more.
         search_seeds: Runs of each setting in the search, >= 1.
         workers: Runs at a time.
         failed: Runs that failed, name to what is to be known of them, the stage included.
@@ -100,7 +102,7 @@ class Conduct:
         self.run("search", [(arm, label, seed) for arm in own for label in self.study.grid for seed in search])
         chosen = {arm.name: label for arm in own if (label := self.choice(arm)) is not None}
         found = [(arm, chosen[arm.like or arm.name]) for arm in arms if (arm.like or arm.name) in chosen]
-        self.run("report", [(arm, label, seed) for arm, label in found for seed in range(self.seeds)])
+        self.run("report", [(arm, label, seed) for arm, label in found for seed in self.reported(arm)])
 
     def run(self, stage: str, wanted: Iterable[tuple[Arm, str, int]]) -> None:
         """Run what has no result yet, with a line for each run and an estimate of the time left."""
@@ -130,6 +132,10 @@ class Conduct:
         self.results.add(ended.trial.key, {"arm": arm.name, **seconds, **measured})
         return f"{self.study.criterion} {measured['final'][self.study.criterion]:.3f}"
 
+    def reported(self, arm: Arm) -> range:
+        """The seeds of an arm's reported runs."""
+        return range(max(self.seeds, arm.least))
+
     def expected(self, arm: str) -> float:
         """Seconds a run of an arm takes: the mean of its own, or else of all there are."""
         seconds = [(one["arm"] == arm, one["seconds"]) for one in self.results.found.values()]
@@ -156,7 +162,7 @@ class Conduct:
         found = {}
         for arm in arms:
             label = search[arm.like or arm.name]["chosen"]
-            keys = [] if label is None else [self.study.trial(arm, label, seed).key for seed in range(self.seeds)]
+            keys = [] if label is None else [self.study.trial(arm, label, seed).key for seed in self.reported(arm)]
             runs = [self.results[key] for key in keys if key in self.results]
             if runs:
                 found[arm.name] = {"part": arm.part, "settings": label, **over_seeds(runs)}
