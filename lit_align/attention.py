@@ -52,11 +52,17 @@ def by_group(
 
     Returns:
         The output, (1, N, heads, d), and no weights.
+
+    Raises:
+        RuntimeError: If the mask has one element for several keys and no groups, as a copy of a ``carrier`` would.
     """
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     masks = getattr(attention_mask, "groups", None)
     if masks is None:
+        if attention_mask is not None and attention_mask.shape[-1] == 1 < key.shape[2]:
+            # Spread over all keys it would let every group see every other, and nothing would show it.
+            raise RuntimeError("the masks of the groups were lost on their way to the attention layer")
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     sizes = [mask.shape[-1] for mask in masks]
     parts = zip(*(states.split(sizes, 2) for states in (query, key, value)), masks, strict=True)

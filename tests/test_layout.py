@@ -9,6 +9,7 @@ import math
 import pytest
 import torch
 
+from lit_align.attention import by_group, carrier
 from lit_align.batch import CompletionBatch
 from lit_align.layout import ATTENTION_WIDTH, Rows, attention_mask, separate_rows, to_columns, tree_rows
 from tests.families import ragged_batch
@@ -127,6 +128,19 @@ def test_padding_attends_to_itself_alone() -> None:
     for r, i in (rows.group < 0).nonzero().tolist():
         assert mask[r, 0, i].nonzero()[:, 0].tolist() == [i]
         assert mask[r, 0, :, i].sum() == 1
+
+
+def test_groups_attend_apart_and_masks_that_were_lost_on_their_way_are_refused() -> None:
+    """Two groups of two tokens; the second token of each sees both of its own, with equal scores."""
+    query, key = torch.zeros(1, 1, 4, 2), torch.ones(1, 1, 4, 2)
+    value = torch.tensor([1.0, 3.0, 10.0, 30.0]).reshape(1, 1, 4, 1).expand(1, 1, 4, 2)
+    below = torch.full((1, 1, 2, 2), -torch.inf).triu(1)
+    layer = torch.nn.Identity()
+    mask = carrier([below, below])
+    found, _ = by_group(layer, query, key, value, mask)
+    assert found[0, :, 0, 0].tolist() == [1.0, 2.0, 10.0, 20.0]
+    with pytest.raises(RuntimeError, match="masks of the groups were lost"):
+        by_group(layer, query, key, value, mask.clone())
 
 
 def test_columns_put_values_back_in_place() -> None:

@@ -109,18 +109,24 @@ def decided(claim: Claim, arms: Mapping[str, Any]) -> dict[str, Any]:
     return {**found, "verdict": claim.verdict(found["difference"], found["error"])}
 
 
+HEAD = ("claim", "measure", "one side (n)", "other side (n)", "difference ± error", "verdict")
+"""Of a table of claims."""
+
+
+def claim_row(one: Mapping[str, Any], digits: int = 3) -> list[str]:
+    """What was ``decided`` of a claim, with the figures it rests on; dashes where an arm has not been run."""
+    if one["verdict"] == MISSING:
+        return [one["text"], one["measure"], "–", "–", "–", MISSING]
+    spread = "" if one["error"] is None else f" ± {one['error']:.{digits}f}"
+    sides = [plus_minus(one[side], digits) for side in ("one", "other")]
+    return [one["text"], one["measure"], *sides, f"{one['difference']:+.{digits}f}{spread}", f"**{one['verdict']}**"]
+
+
 def claims_table(claims: Sequence[Claim], arms: Mapping[str, Any], digits: int = 3) -> str:
-    """All claims as Markdown, with the figures they rest on; those not run are counted below."""
-    rows, missing = [], 0
-    for one in (decided(claim, arms) for claim in claims):
-        if one["verdict"] == MISSING:
-            missing += 1
-            continue
-        spread = "" if one["error"] is None else f" ± {one['error']:.{digits}f}"
-        sides = [plus_minus(one[side], digits) for side in ("one", "other")]
-        difference = f"{one['difference']:+.{digits}f}{spread}"
-        rows.append([one["text"], one["measure"], *sides, difference, f"**{one['verdict']}**"])
-    text = table(["claim", "measure", "one side (n)", "other side (n)", "difference ± error", "verdict"], rows)
+    """All claims as Markdown; those not run are counted below."""
+    all_of_them = [decided(claim, arms) for claim in claims]
+    run = [one for one in all_of_them if one["verdict"] != MISSING]
+    text, missing = table(HEAD, [claim_row(one, digits) for one in run]), len(all_of_them) - len(run)
     return text + (f"\n\nFor {missing} of {len(claims)} claims an arm has not been run." if missing else "")
 
 
