@@ -28,10 +28,17 @@ def tool() -> Iterator[Any]:
     """The modules of the studies."""
     sys.path.insert(0, str(STUDIES))
     import bandit_arms
+    import bandit_claims
     import bandit_world
     from trials import command, results, statistics, study, trial, workers
 
-    parts = {"world": bandit_world, "arms": bandit_arms, "results": results, "statistics": statistics}
+    parts = {
+        "world": bandit_world,
+        "arms": bandit_arms,
+        "claims": bandit_claims,
+        "results": results,
+        "statistics": statistics,
+    }
     yield SimpleNamespace(**parts, study=study, trial=trial, workers=workers, command=command)
     sys.path.remove(str(STUDIES))
 
@@ -86,6 +93,15 @@ def test_the_best_mean_of_the_search_is_reported_on_other_seeds(tool: Any, tmp_p
     assert reward["values"] == [0.0, 1.0, 2.0]
     assert reward["standard_error"] == pytest.approx(1 / math.sqrt(3))
     assert found["failed"] == {}
+
+
+def test_an_arm_may_want_more_seeds_than_the_study_is_asked_for(tool: Any, tmp_path: Path) -> None:
+    running = conduct(tool, tmp_path, seeds=1)
+    first, second = running.study.arms
+    wanting = [tool.study.Arm(first.name, first.part, first.options, least=3), second]
+    running.all(wanting)
+    found = running.report(wanting)["arms"]
+    assert [found[name]["final"]["reward"]["n"] for name in ("one", "two")] == [3, 1]
 
 
 def test_a_study_goes_on_where_it_was(tool: Any, tmp_path: Path) -> None:
@@ -241,6 +257,9 @@ def test_every_arm_takes_the_settings_of_one_that_searches(tool: Any) -> None:
     assert len(arms) == len(tool.arms.arms(own))
     for arm in arms.values():
         assert arm.like is None or arms[arm.like].like is None
+    claims = tool.claims.claims()
+    assert {name for claim in claims for side in claim.sides for name in side} <= set(arms)
+    assert len({claim.text for claim in claims}) == len(claims)
     steps = {(own.epochs // times) * own.buffer * times for times in tool.arms.TIMES_B}
     assert steps == {own.epochs * own.buffer}  # larger collections, as many completions
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from bandit_arms import CENTRES, FIXED, FRESH, PROMPTS
 from bandit_claims import claims
+from trials.claims import Claim
 from trials.figures import Picture
 from trials.report import Report
 from trials.searched import tried
@@ -25,12 +26,21 @@ ORDER = (*PRINTED, *(f"offline {name}" for name in FIXED))
 
 def report(folder: Path) -> Report:
     """Of the JSON in a folder."""
-    return Report(tables, lambda found: (claims(), found["arms"]), figures)
+
+    def decided(found: Mapping[str, Any]) -> tuple[list[Claim], Mapping[str, Any]]:
+        return claims() if of_the_paper(found) else [], found["arms"]
+
+    return Report(tables, decided, figures)
+
+
+def of_the_paper(found: Mapping[str, Any]) -> bool:
+    """Whether its rewards are the paper's, and not one of the YAML."""
+    return any(name.startswith(f"{reward} ") for name in found["arms"] for reward in CENTRES)
 
 
 def tables(found: Mapping[str, Any]) -> str:
     """All tables as Markdown."""
-    prefixes = [f"{name} " for name in CENTRES] if any(name.startswith("R1 ") for name in found["arms"]) else [""]
+    prefixes = [f"{name} " for name in CENTRES] if of_the_paper(found) else [""]
     parts = [text for prefix in prefixes for text in (results(found, prefix), searched(found, prefix))]
     return "\n\n".join(part for part in [*parts, variants(found)] if part)
 
@@ -46,7 +56,7 @@ def results(found: Mapping[str, Any], prefix: str) -> str:
         rate = arm["settings"].removeprefix("learning rate ")
         rows.append([name, *kinds, printed, plus_minus(arm["final"]["kl"], 1), rate, f"{arm['seconds']['mean']:.0f}"])
     head = ["", "reward", "prompt not counted", "prompt counted", "paper", "KL, nats", "rate", "seconds a run"]
-    return f"{prefix.strip()} mean ± standard error over seeds (n)\n\n{table(head, rows)}" if rows else ""
+    return f"{prefix}mean ± standard error over seeds (n)\n\n{table(head, rows)}" if rows else ""
 
 
 def searched(found: Mapping[str, Any], prefix: str) -> str:
@@ -59,7 +69,7 @@ def searched(found: Mapping[str, Any], prefix: str) -> str:
     for name, one in arms.items():
         cells = [tried(one, label, 3) for label in labels]
         rows.append([name.removeprefix(prefix), *cells])
-    title = f"{prefix.strip()} reward of the search's seeds by learning rate; the chosen one in bold"
+    title = f"{prefix}reward of the search's seeds by learning rate; the chosen one in bold"
     return f"{title}\n\n{table(['', *(label.removeprefix('learning rate ') for label in labels)], rows)}"
 
 

@@ -30,5 +30,7 @@ class Report:
     digits: int = 3
 
     def text(self, found: Found) -> str:
-        """Tables and claims."""
-        return f"{self.tables(found)}\n\nClaims\n\n{claims_table(*self.claims(found), self.digits)}\n"
+        """Tables, and claims where there are any."""
+        claims, arms = self.claims(found)
+        decided = [f"Claims\n\n{claims_table(claims, arms, self.digits)}"] if claims else []
+        return "\n\n".join([self.tables(found), *decided]) + "\n"
