@@ -259,7 +259,7 @@ def test_every_arm_takes_the_settings_of_one_that_searches(tool: Any) -> None:
         assert arm.like is None or arms[arm.like].like is None
     claims = tool.claims.claims()
     assert {name for claim in claims for side in claim.sides for name in side} <= set(arms)
-    assert len({claim.text for claim in claims}) == len(claims)
+    assert len({(claim.measure, *map(tuple, claim.sides)) for claim in claims}) == len(claims)
     steps = {(own.epochs // times) * own.buffer * times for times in tool.arms.TIMES_B}
     assert steps == {own.epochs * own.buffer}  # larger collections, as many completions
 

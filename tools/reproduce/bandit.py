@@ -25,7 +25,7 @@ from bandit_world import Peak, build, write_contexts, write_groups, write_prompt
 from trials.command import conduct, parse
 from trials.results import draws, samples, series
 from trials.study import Arm, Study
-from trials.trial import Options
+from trials.trial import APART, Options
 from trials.workers import in_child
 
 RATES = ("0.3", "0.1", "0.03", "0.01", "0.003", "0.001", "0.0003", "0.0001", "3e-05", "1e-05")
@@ -58,6 +58,7 @@ def files(world: Path, own: Own, arm: Arm, seed: int) -> Options:
     number = offline or own.prompts
     prompts = made(place / f"prompts-{number}-{seed}.jsonl", write_prompts, contexts, number, seed)
     found: dict[str, object] = {"model.pair.model": model, "data.dataset": prompts, "data.validation_dataset": contexts}
+    found["samples.seed"] = seed + APART
     if offline:
         sizes = own.completions, own.tokens
         name = "groups-{}-" + "x".join(map(str, sizes)) + "-{}.jsonl"

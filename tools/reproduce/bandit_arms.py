@@ -16,6 +16,8 @@ TABLE_SEEDS = 5
 """Of Table 3, as in the paper; the figures take as many as are asked for."""
 PASSES = 100
 """Over the completions of an offline run, all of them in each step."""
+END = 5
+"""The last steps of an offline run over which log-ratios of its pairs are averaged."""
 OBJECTIVES: dict[str, Options] = {
     "PPO": {"model": "BanditPPO"},
     "RWR": {"model": "RWR", "model.beta": 1.0},
@@ -101,13 +103,15 @@ def of_reward(own: Own, reward: str, centre: int | None) -> Iterator[Arm]:
 def offline(own: Own, method: str, part: str, judged: Options, prompts: int) -> Arm:
     """An arm that learns from completions the reference drew, all of them in each step."""
     kind = {"data": "ScoredGroups", "data.max_length": own.prompt_tokens + own.tokens, "data.batch_size": prompts}
-    length = {
+    length: dict[str, object] = {
         "trainer.max_epochs": PASSES,
         "trainer.limit_val_batches": 0,
         "data.max_dropped": 1,
         "samples.every_n_steps": 10,
     }
-    facts = {"offline": prompts, "pairs": method == "IPO"}
+    facts: dict[str, object] = {"offline": prompts, "pairs": method == "IPO"}
+    if facts["pairs"]:
+        length["trainer.log_every_n_steps"] = END
     return Arm(f"offline {method}", part, {**OBJECTIVES[method], **judged, **kind, **length}, facts=facts)
 
 

@@ -119,7 +119,7 @@ def _compare(arms: Mapping[str, Any], rewards: list[str], names: tuple[str, ...]
 
 
 def _implicit(arms: Mapping[str, Any], path: Path) -> None:
-    """Log-ratios of chosen and rejected completions of offline IPO at the end, against the number of prompts."""
+    """Log-ratios of best and worst of ten by offline IPO in its last steps, against the number of prompts."""
     names = {n: f"R1 offline IPO, {n} prompts" for n in PROMPTS} | {100: "R1 offline IPO"}
     there = {n: arms[name]["final"] for n, name in sorted(names.items()) if name in arms}
     picture = Picture(["log-ratios of training pairs", "reward"])

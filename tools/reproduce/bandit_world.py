@@ -94,18 +94,21 @@ def build(folder: Path, squash: Squash = "tanh", seed: int = 0) -> float:
 
     Returns:
         KL(π_ref ‖ distribution) a token of what was fitted, the larger one of contexts drawn from π_ref and uniformly.
+
+    Raises:
+        RuntimeError: If that is too much; nothing is written then.
     """
     about = folder / "about.json"
     if not about.exists():
         wanted = target(squash, seed)
         model = fitted(wanted, seed)
+        found = distance(model, wanted, seed)
+        if found > CLOSE:
+            raise RuntimeError(f"the reference is {found:.3f} nats a token from what it is to be")
         model.save_pretrained(folder)
         tokenizer().save_pretrained(folder)
-        about.write_text(json.dumps({"squash": squash, "seed": seed, "kl": distance(model, wanted, seed)}) + "\n")
-    found: float = json.loads(about.read_text())["kl"]
-    if found > CLOSE:
-        raise RuntimeError(f"the reference in {folder} is {found:.3f} nats a token from what it is to be; remove it")
-    return found
+        about.write_text(json.dumps({"squash": squash, "seed": seed, "kl": found}) + "\n")
+    return float(json.loads(about.read_text())["kl"])
 
 
 def tokenizer() -> Any:

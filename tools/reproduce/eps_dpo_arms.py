@@ -58,13 +58,17 @@ def at_beta(method: str, beta: float) -> str:
 
 
 def frontier() -> Iterator[Arm]:
-    """Figure 5: the methods that have a β, at others, with the learning rate of the table."""
+    """Figure 5: the methods that have a β, at others, with the learning rate of the table.
+
+    Hard updates are not in the table and search at the same β as the soft ones there, which train other parameters.
+    """
     for method in FRONTIERS:
-        base = "TR-DPO" if method == HARD else method
-        hard = {"model.alpha": 1.0, "model.tau": TAU} if method == HARD else {}
+        options = METHODS["TR-DPO"] | {"model.alpha": 1.0, "model.tau": TAU} if method == HARD else METHODS[method]
+        own = at_beta(method, METHODS["TR-DPO"]["model.beta"]) if method == HARD else method
         for beta in BETAS:
             if (name := at_beta(method, beta)) != method:
-                yield Arm(name, "frontier", {**METHODS[base], **hard, "model.beta": beta}, base)
+                like = None if name == own else own
+                yield Arm(name, "frontier", {**options, "model.beta": beta}, like)
 
 
 def at_epsilon(epsilon: float) -> str:

@@ -55,9 +55,11 @@ def filled(text: str, written: Mapping[str, str]) -> str:
 
 
 def blocks(folder: Path) -> dict[str, str]:
-    """What is written into the page, by name."""
-    told = {name: (import_module(f"{name}_report").report(folder), read(folder / f"{name}.json")) for name in STUDIES}
-    return {"claims": verdicts(told), **{name: report.tables(found) for name, (report, found) in told.items()}}
+    """What is written into the page, by name; of a study without a JSON that it has not been run."""
+    there = [name for name in STUDIES if (folder / f"{name}.json").exists()]
+    told = {name: (import_module(f"{name}_report").report(folder), read(folder / f"{name}.json")) for name in there}
+    tables = {name: report.tables(found) for name, (report, found) in told.items()}
+    return {"claims": verdicts(told), **dict.fromkeys(STUDIES, "Not run yet."), **tables}
 
 
 def read(path: Path) -> Any:

@@ -32,7 +32,7 @@ from trials.command import conduct, parse
 from trials.plan import plan
 from trials.results import series
 from trials.study import Arm, Study
-from trials.trial import Options
+from trials.trial import APART, Options
 from trials.workers import in_child, lit_align
 
 RATES = ("0.0003", "0.001", "0.003", "0.01")
@@ -69,7 +69,8 @@ def judged(rewards: Path, own: Own, training: Options, arm: Arm, seed: int) -> O
     if not (folder / "adapter" / "reward.json").exists():
         print(f"training the reward model of {arm.facts['task']}: {folder}", flush=True)
         in_child(partial(train, arm.facts["task"], own, training, folder))
-    return {"data.reward": "lit_align.rewards.TrainedReward", "data.reward.path": folder / "adapter"}
+    own_samples: Options = {"samples.seed": seed + APART}
+    return {"data.reward": "lit_align.rewards.TrainedReward", "data.reward.path": folder / "adapter", **own_samples}
 
 
 def reward_options(own: Own, training: Options, task: str) -> dict[str, object]:
@@ -100,7 +101,7 @@ def train(task: str, own: Own, training: Options, folder: Path) -> None:
 
 
 def measure(rewards: Path, own: Own, training: Options, arm: Arm, folder: Path) -> dict[str, Any]:
-    """What is read off a run, and how often its reward model orders validation pairs as their lengths do."""
+    """What is read off a run, and how often its reward model tells the best from the worst of a validation group."""
     task = arm.facts["task"]
     found = measured(folder, LengthReward(own.target if task == "Mode" else None), arm.facts)
     seen = series(reward_run(rewards, own, training, task), {"accuracy": "val/rewards/accuracies"})

@@ -24,9 +24,9 @@ FRESH: dict[str, Options] = {
 
 FIXED: dict[str, Options] = {
     "offline DPO": {"model": "DPO", "data.select": "best_and_worst"},
-    "Pref-FT": {"model": "SFT", "data.select": "best"},
+    "Pref-FT": {"model": "BestOfN", "data.select": "best"},
 }
-"""Methods on the dataset's completions."""
+"""Methods on the dataset's completions; Pref-FT is -log π of the best, summed over its tokens as in best-of-N."""
 
 SWEPT = ("on-policy DPO", "PPO", "RWR")
 BUFFERS = (4, 24)

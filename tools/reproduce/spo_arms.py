@@ -41,13 +41,13 @@ def dpo(beta: float) -> Arm:
 
 
 def importance(gamma: float) -> Arm:
-    """SPO with SoftImportance."""
+    """SPO with SoftImportance, whose weights are ½ on average, and so the regularizer by half."""
     base = spo(ALPHA, BETA)
     return replace(
         base,
         name=f"{SPO_BASE}, γ {gamma}",
         part="importance",
-        options={**base.options, "model.gamma": gamma},
+        options={**base.options, "model.gamma": gamma, "model.beta": BETA / 2},
         like=SPO_BASE,
     )
 

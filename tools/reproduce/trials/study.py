@@ -175,7 +175,8 @@ class Conduct:
 
 
 def over_seeds(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Runs that differ in their seed as one."""
-    final = {name: summary([run["final"][name] for run in runs]) for name in runs[0]["final"]}
+    """Runs that differ in their seed as one; what not all of them have is left out."""
+    there = [name for name in runs[0]["final"] if all(name in run["final"] for run in runs)]
+    final = {name: summary([run["final"][name] for run in runs]) for name in there}
     clocks = {name: summary([run[name] for run in runs]) for name in ("seconds", "cpu_seconds")}
     return {"final": final, "curve": curve([run["curve"] for run in runs]), **clocks}
