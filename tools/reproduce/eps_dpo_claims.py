@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from eps_dpo_arms import BETAS, EPSILON, EPSILONS, FRONTIERS, METHODS, PRECISIONS, at_beta, at_epsilon
-from trials.claims import Alike, Claim, More
-from trials.frontiers import common, height
+from trials.claims import Alike, Claim, More, Undecided
+from trials.frontiers import height, shared
 from trials.statistics import summary
 
 WIN = "against reference, raw"
@@ -28,11 +28,13 @@ def frontier(arms: dict[str, Any], other: str) -> Claim:
     names = {method: [at_beta(method, beta) for beta in BETAS] for method in (EPSILON, other)}
     if all(name in arms for some in names.values() for name in some):
         paths = {method: _paths([arms[name]["final"] for name in some]) for method, some in names.items()}
-        kl = common([path for some in paths.values() for path in some])
-        text += f", up to {kl:.1f} nats"
+        between = shared([path for some in paths.values() for path in some])
+        if between is None:
+            return Undecided(f"{text}: they share no KL", measure)
+        text += ", {:.1f} to {:.1f} nats".format(*between)
         for method, some in paths.items():
             arms[f"frontier of {method}"] = arms.get(f"frontier of {method}", {"final": {}})
-            arms[f"frontier of {method}"]["final"][measure] = summary([height(path, kl) for path in some])
+            arms[f"frontier of {method}"]["final"][measure] = summary([height(path, *between) for path in some])
     return More(text, measure, [f"frontier of {EPSILON}"], [f"frontier of {other}"])
 
 

@@ -40,9 +40,11 @@ from trials.study import SEARCH_SEED, Arm, Study
 from trials.trial import Options
 from trials.workers import import_all
 
-RATES = ("0.0003", "0.001", "0.003", "0.01")
+RATES = ("0.0001", "0.0003", "0.001", "0.003", "0.01")
 POSITIVE = 0.05
 """The compound score from which VADER's authors call a text positive."""
+OFTEN = 2
+"""Steps between two checkpoints of a frontier: the fastest methods are ten nats away after eight steps."""
 BEFORE = 110.0
 """CPU seconds of what all runs read, as measured."""
 
@@ -75,7 +77,8 @@ def main(arguments: list[str] | None = None) -> int:
 def files(place: Path, own: world.Own, arm: Arm, seed: int) -> Options:
     """What a run reads, made if it is not there, and how long it runs."""
     found: dict[str, object] = {"data.dataset": world.groups(place, own), "data.validation_dataset": own.dataset}
-    found |= {"trainer.max_steps": own.steps, "samples.prompts": own.prompts, "samples.every_n_steps": own.every}
+    every = min(OFTEN, own.every) if arm.part == "frontier" and seed < SEARCH_SEED else own.every
+    found |= {"trainer.max_steps": own.steps, "samples.prompts": own.prompts, "samples.every_n_steps": every}
     if arm.facts.get("fresh"):
         found |= {"data.reward": "lit_align.rewards.TrainedReward", "data.reward.path": world.reward_model(place, own)}
     elif arm.facts.get("proxy"):
@@ -93,13 +96,16 @@ def measure(place: Path, own: world.Own, arm: Arm, folder: Path) -> dict[str, An
         final |= {name: curve[name][-1] for name in (*AT, "spread", "tokens")}
     seed = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))["seed_everything"]
     if arm.facts.get("judged") and seed < SEARCH_SEED:
-        final |= standings(place, own, folder, seed)
+        final = {**standings(place, own, folder, seed), **final}
     if arm.facts.get("ratio"):
         ask = partial(against_the_optimum, folder, world.reference(place, own), arm.facts["beta"])
         found = answer(folder, "ratio", ask)
         final |= found["divergences"]
         curve = found["curve"]
-    final["objective"] = final["reward"] - arm.facts.get("beta", BETA) * final["kl"]
+    beta = arm.facts.get("beta", BETA)
+    final["objective"] = final["reward"] - beta * final["kl"]
+    if arm.facts.get("ratio"):
+        final["reverse"] = final["log Z"] - final["objective"] / beta
     return {"final": final, "curve": curve}
 
 
@@ -154,7 +160,7 @@ def of_reference(answers: Path, own: world.Own) -> dict[str, Any]:
         found = {name: over_prompts((one * weight).sum(1))._asdict() | {"n": len(one)} for name, one in values.items()}
         best.append({"N": n, "kl": best_of_kl(n), **found, "rewards": (rewards * weight).sum(1).tolist()})
     sizes = {"prompts": rewards.shape[0], "answers": rewards.shape[1], "spread": rewards.std().item()}
-    return {"study": "sentiment", **sizes, "checkpoints": own.checkpoints, "best of N": best}
+    return {"study": "sentiment", **sizes, "best of N": best}
 
 
 if __name__ == "__main__":

@@ -90,7 +90,7 @@ def mild() -> Iterator[Arm]:
     for name in GROUPS:
         for size in SIZES:
             options = {**grouped(name, size, MILD_PI, MILD_R), "samples.every_n_steps": 0}
-            yield Arm(f"{name}, K {size}, mild", "ratio", options, f"{name}, K {size}", facts)
+            yield Arm(f"{name}, K {size}, mild", "ratio", options, facts=facts)
 
 
 def quick(study: Study) -> Study:

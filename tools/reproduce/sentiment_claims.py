@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
-from trials.claims import Alike, Claim, More
-from trials.frontiers import at, common, height, paths_of
+from trials.claims import Alike, Claim, More, Undecided
+from trials.frontiers import at, height, paths_of, shared
 from trials.statistics import summary
 
 ABOVE = (
@@ -27,26 +28,34 @@ CLOSE = 0.05
 def claims(found: Mapping[str, Any], about: Mapping[str, Any]) -> tuple[list[Claim], dict[str, Any]]:
     """The claims, and the arms with the measures they are about."""
     arms = {name: {**arm, "final": dict(arm["final"])} for name, arm in found["arms"].items()}
-    made: list[Claim] = []
-    for above, below in ABOVE:
-        text, measure = f"{above} has more reward than {below} at equal KL", f"mean reward ({above}; {below})"
-        if {above, below} <= set(arms):
-            paths = {name: paths_of(arms[name]["final"], about["checkpoints"]) for name in (above, below)}
-            kl = common([path for some in paths.values() for path in some])
-            text += f", up to {kl:.1f} nats"
-            for name, some in paths.items():
-                arms[name]["final"][measure] = summary([height(path, kl) for path in some])
-        made.append(More(text, measure, [above], [below]))
-    made += [best_of_n(arms, about), *of_the_optimum(), *of_the_sweep(), *of_the_tables()]
-    return made, arms
+    made = [frontier(arms, *sides) for sides in ABOVE]
+    return [*made, best_of_n(arms, about), *of_the_optimum(), *of_the_sweep(), *of_the_tables()], arms
+
+
+def frontier(arms: dict[str, Any], above: str, below: str) -> Claim:
+    """Whether one frontier lies above another where both have been measured."""
+    text, measure = f"{above} has more reward than {below} at equal KL", f"mean reward ({above}; {below})"
+    if {above, below} <= set(arms):
+        paths = {name: paths_of(arms[name]["final"]) for name in (above, below)}
+        between = shared([path for some in paths.values() for path in some])
+        if between is None:
+            return Undecided(f"{text}: they share no KL", measure)
+        text += ", {:.1f} to {:.1f} nats".format(*between)
+        for name, some in paths.items():
+            arms[name]["final"][measure] = summary([height(path, *between) for path in some])
+    return More(text, measure, [above], [below])
 
 
 def best_of_n(arms: dict[str, Any], about: Mapping[str, Any]) -> Claim:
-    """Against the best of the largest N whose KL every seed has come to; its errors are over prompts."""
+    """Against the best of the largest N whose KL has been measured of every seed; its errors are over prompts."""
     text, measure = f"{BEST} has more reward than best of N at equal KL", "reward at the KL of best of N"
     if BEST in arms:
-        paths = paths_of(arms[BEST]["final"], about["checkpoints"])
-        one = [one for one in about["best of N"] if one["kl"] <= common(paths)][-1]
+        paths = paths_of(arms[BEST]["final"])
+        near, far = shared(paths) or (math.inf, 0.0)
+        known = [one for one in about["best of N"] if near <= one["kl"] <= far]
+        if not known:
+            return Undecided(f"{text}: they share no KL", measure)
+        one = known[-1]
         text = text.replace("best of N", f"best of {one['N']}")
         arms[BEST]["final"][measure] = summary([at(path, one["kl"]) for path in paths])
         arms["best of N"] = {"final": {measure: summary(one["rewards"])}}

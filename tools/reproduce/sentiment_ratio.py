@@ -37,25 +37,25 @@ def importance(logratio: Tensor) -> Tensor:
 
 
 def divergences(logratio: Tensor, optimal: Tensor) -> dict[str, float]:
-    """Divergences between a policy π and the optimal one π*, both restricted to the answers, and how many count.
+    """How far the optimal policy π* is from a policy π, both restricted to the answers, and how many of them count.
+
+    The other way round these answers do not tell: where π has gone from them they miss what it does there. The policy's
+    own do, by KL(π ‖ π*) = log Z - (reward - β KL(π ‖ π_ref)) / β.
 
     Args:
         logratio: log π/π_ref, (N, M).
         optimal: r/β, (N, M).
 
     Returns:
-        ``forward``, KL(π* ‖ π) in nats, which tends to that of the policies themselves as M grows; ``reverse``,
-        KL(π ‖ π*); ``policy share`` and ``optimal share``, the effective sample size 1/Σ(w/M)² over M: near 1/M an
-        estimate stands on one answer.
+        ``forward``, KL(π* ‖ π) in nats, which tends to that of the policies themselves as M grows; ``log Z``, the
+        logarithm of the mean of exp(r/β), the mean over prompts; ``policy share`` and ``optimal share``, the effective
+        sample size 1/Σ(w/M)² over M: near 1/M an estimate stands on one answer.
     """
     log_p, log_q = logratio.log_softmax(-1), optimal.log_softmax(-1)
-    found = {"forward": _kl(log_q, log_p), "reverse": _kl(log_p, log_q)}
+    log_z = optimal.logsumexp(-1).mean().item() - math.log(optimal.shape[-1])
+    found = {"forward": (log_q.exp() * (log_q - log_p)).sum(-1).mean().item(), "log Z": log_z}
     shares = {"policy share": log_p, "optimal share": log_q}
     return found | {name: (1 / (2 * one).exp().sum(-1)).mean().item() / one.shape[-1] for name, one in shares.items()}
-
-
-def _kl(one: Tensor, other: Tensor) -> float:
-    return (one.exp() * (one - other)).sum(-1).mean().item()
 
 
 def density(rewards: Tensor, weights: Tensor, places: Tensor) -> Tensor:

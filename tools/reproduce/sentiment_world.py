@@ -75,11 +75,6 @@ class Own:
         lora = LoraSettings(**self.pair.get("lora", {}))
         return PairSettings(**{**self.pair, "lora": lora})
 
-    @property
-    def checkpoints(self) -> list[int]:
-        """Steps at which samples are drawn."""
-        return sorted({*range(0, self.steps + 1, self.every), self.steps})
-
 
 def made(path: Path, make: Callable[[Path], object]) -> Path:
     """A file, made in a process of its own under another name, and then moved, so that it is whole or not there."""

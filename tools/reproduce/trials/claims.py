@@ -83,7 +83,25 @@ class Alike:
         return _beyond(self.margin - abs(difference), error)
 
 
-Claim = More | Alike
+@dataclass(frozen=True)
+class Undecided:
+    """What the runs have nothing to say about, though they have been made.
+
+    Attributes:
+        text: What is claimed, and why it cannot be told.
+        measure: What it is about.
+    """
+
+    text: str
+    measure: str
+
+    @property
+    def sides(self) -> tuple[Sequence[str], Sequence[str]]:
+        """None."""
+        return (), ()
+
+
+Claim = More | Alike | Undecided
 
 
 def decided(claim: Claim, arms: Mapping[str, Any]) -> dict[str, Any]:
@@ -98,6 +116,8 @@ def decided(claim: Claim, arms: Mapping[str, Any]) -> dict[str, Any]:
         the ``difference`` and its ``error``, None where a side has a single seed.
     """
     found = {"text": claim.text, "measure": claim.measure}
+    if isinstance(claim, Undecided):
+        return {**found, "verdict": OPEN}
     one, other = (_side(names, claim.measure, arms) for names in claim.sides)
     if one is None or other is None:
         return {**found, "verdict": MISSING}
@@ -114,9 +134,9 @@ HEAD = ("claim", "measure", "one side (n)", "other side (n)", "difference ± err
 
 
 def claim_row(one: Mapping[str, Any], digits: int = 3) -> list[str]:
-    """What was ``decided`` of a claim, with the figures it rests on; dashes where an arm has not been run."""
-    if one["verdict"] == MISSING:
-        return [one["text"], one["measure"], "–", "–", "–", MISSING]
+    """What was ``decided`` of a claim, with the figures it rests on; dashes where there are none."""
+    if "one" not in one:
+        return [one["text"], one["measure"], "–", "–", "–", f"**{one['verdict']}**"]
     spread = "" if one["error"] is None else f" ± {one['error']:.{digits}f}"
     sides = [plus_minus(one[side], digits) for side in ("one", "other")]
     return [one["text"], one["measure"], *sides, f"{one['difference']:+.{digits}f}{spread}", f"**{one['verdict']}**"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
@@ -10,7 +11,10 @@ Path = Sequence[tuple[float, float]]
 
 
 def at(path: Path, kl: float) -> float:
-    """The reward where a path first comes as far as some KL, linear between its points.
+    """The reward where a path first comes as far as some KL, linear in √KL between its points.
+
+    Near the reference a policy's reward grows like the square root of its KL: π_ref (1 + εA) gains ε var(A) for
+    ε² var(A) / 2 nats. A line in KL itself would be far too low for a method that leaves the reference in large steps.
 
     Args:
         path: In the order of training, or of a strength that is turned up; KL may fall in between.
@@ -23,27 +27,32 @@ def at(path: Path, kl: float) -> float:
         return path[0][1]
     for (near, low), (far, high) in pairwise(path):
         if near < kl <= far:
-            return low + (high - low) * (kl - near) / (far - near)
+            near, there, far = (max(one, 0.0) ** 0.5 for one in (near, kl, far))
+            return low + (high - low) * (there - near) / (far - near)
     raise ValueError(f"the path ends at {max(one for one, _ in path):.3g} nats, before {kl:.3g}")
 
 
-def common(paths: Sequence[Path]) -> float:
-    """The largest KL that all paths come to, nats."""
-    return min(max(kl for kl, _ in path) for path in paths)
+def shared(paths: Sequence[Path]) -> tuple[float, float] | None:
+    """From the largest KL of a first point after the reference to the largest that all paths come to, nats.
 
-
-def height(path: Path, kl: float, places: int = 8) -> float:
-    """Mean reward of a path at ``places`` equally spaced KLs up to and with ``kl``, none at 0.
-
-    One number for a whole frontier: of two with the same start the one that lies above the other has the larger.
+    What lies below has been measured of some paths only; None if nothing is left.
     """
-    return sum(at(path, kl * (i + 1) / places) for i in range(places)) / places
+    near = max(next((kl for kl, _ in path[1:] if kl > 0), math.inf) for path in paths)
+    far = min(max(kl for kl, _ in path) for path in paths)
+    return (near, far) if near < far else None
 
 
-def paths_of(
-    final: Mapping[str, Mapping[str, Sequence[float]]], steps: Sequence[int]
-) -> list[list[tuple[float, float]]]:
+def height(path: Path, near: float, far: float, places: int = 8) -> float:
+    """Mean reward of a path at ``places`` equally spaced KLs from ``near`` to ``far``.
+
+    One number for a whole frontier: of two the one that lies above the other has the larger.
+    """
+    return sum(at(path, near + (far - near) * i / (places - 1)) for i in range(places)) / places
+
+
+def paths_of(final: Mapping[str, Mapping[str, Sequence[float]]]) -> list[list[tuple[float, float]]]:
     """The path of each seed from what a study reports of an arm, as ``kl at STEP`` and ``reward at STEP``."""
+    steps = sorted((name.removeprefix("kl at ") for name in final if name.startswith("kl at ")), key=float)
     kls, rewards = ([final[f"{name} at {step}"]["values"] for step in steps] for name in ("kl", "reward"))
     return [
         list(zip(*both, strict=True)) for both in zip(zip(*kls, strict=True), zip(*rewards, strict=True), strict=True)
