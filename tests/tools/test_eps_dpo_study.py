@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -137,11 +135,8 @@ def test_frontiers_are_compared_at_equal_kl(tool: Any) -> None:
     assert "2.0 to 4.0 nats" in against["text"]
 
 
-def test_the_study_runs_from_end_to_end_and_redraws(tmp_path: Path) -> None:
-    command = [sys.executable, str(STUDIES / "eps_dpo.py"), "--quick", "--seeds", "1", "--out", str(tmp_path)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
-    assert done.returncode == 0, done.stderr
+def test_the_study_runs_from_end_to_end_and_redraws(quick_study: Callable[..., str], tmp_path: Path) -> None:
+    quick_study("eps_dpo", "--seeds", "1")
     arms = json.loads((tmp_path / "eps_dpo.json").read_text())["arms"]
     assert set(arms) == {"ε-DPO", "ε-DPO, beta 0.1"}
     final, curve = arms["ε-DPO"]["final"], arms["ε-DPO"]["curve"]

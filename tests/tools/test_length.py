@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -123,12 +121,9 @@ def test_another_reward_model_for_other_settings(tool: Any, tmp_path: Path) -> N
     assert tool.study.reward_options(own, {}, "Mode")["data.reward.target"] == own.target
 
 
-def test_the_study_runs_from_end_to_end_and_redraws(tmp_path: Path) -> None:
-    command = [sys.executable, str(STUDIES / "length.py"), "--quick", "--seeds", "1", "--out", str(tmp_path)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "search: 1 runs" in done.stdout
+def test_the_study_runs_from_end_to_end_and_redraws(quick_study: Callable[..., str], tmp_path: Path) -> None:
+    printed = quick_study("length", "--seeds", "1")
+    assert "search: 1 runs" in printed
     found = json.loads((tmp_path / "length.json").read_text())
     assert set(found["arms"]) == {"Min on-policy DPO", "Min offline DPO"}
     for arm in found["arms"].values():
@@ -136,5 +131,5 @@ def test_the_study_runs_from_end_to_end_and_redraws(tmp_path: Path) -> None:
         assert arm["curve"]["gold"] == [-length for length in arm["curve"]["length"]]
         assert arm["curve"]["kl"][0] == 0 < arm["curve"]["kl"][-1]
         assert 0.5 <= arm["final"]["reward model"]["mean"] <= 1
-    assert "| offline DPO |" in done.stdout
+    assert "| offline DPO |" in printed
     assert (tmp_path / "length_updates.png").stat().st_size > 1000

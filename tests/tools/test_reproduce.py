@@ -6,10 +6,9 @@ import json
 import math
 import os
 import signal
-import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -264,11 +263,8 @@ def test_every_arm_takes_the_settings_of_one_that_searches(tool: Any) -> None:
     assert steps == {own.epochs * own.buffer}  # larger collections, as many completions
 
 
-def test_the_bandit_runs_from_end_to_end_and_redraws(tmp_path: Path) -> None:
-    command = [sys.executable, str(STUDIES / "bandit.py"), "--quick", "--out", str(tmp_path)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
-    assert done.returncode == 0, done.stderr
+def test_the_bandit_runs_from_end_to_end_and_redraws(quick_study: Callable[..., str], tmp_path: Path) -> None:
+    printed = quick_study("bandit")
     found = json.loads((tmp_path / "bandit.json").read_text())
     assert set(found["arms"]) == {"R1 on-policy PPO", "R1 offline IPO"}
     for arm in found["arms"].values():
@@ -276,5 +272,5 @@ def test_the_bandit_runs_from_end_to_end_and_redraws(tmp_path: Path) -> None:
         assert arm["final"]["reward"]["values"] == pytest.approx(arm["final"]["without prompt"]["values"], abs=1e-4)
         assert all(0 < value < 1 for value in arm["final"]["with prompt"]["values"])
         assert arm["curve"]["kl"][0] == 0 < arm["curve"]["kl"][-1]
-    assert "| offline IPO |" in done.stdout
+    assert "| offline IPO |" in printed
     assert (tmp_path / "bandit_figure16.png").stat().st_size > 1000

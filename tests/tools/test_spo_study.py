@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -94,12 +92,9 @@ def test_both_methods_search_one_setting_and_all_others_take_its_rate(tool: Any)
     assert len(tool.report.DPO_GRID) == 4
 
 
-def test_the_study_runs_from_end_to_end_and_redraws(tmp_path: Path) -> None:
-    command = [sys.executable, str(STUDIES / "spo.py"), "--quick", "--seeds", "1", "--out", str(tmp_path)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "search: 1 runs" in done.stdout
+def test_the_study_runs_from_end_to_end_and_redraws(quick_study: Callable[..., str], tmp_path: Path) -> None:
+    printed = quick_study("spo", "--seeds", "1")
+    assert "search: 1 runs" in printed
     found = json.loads((tmp_path / "spo.json").read_text())
     assert set(found["arms"]) == {"SPO, α 0.01, β 0.01", "DPO, β 0.1"}
     for arm in found["arms"].values():
@@ -107,5 +102,5 @@ def test_the_study_runs_from_end_to_end_and_redraws(tmp_path: Path) -> None:
         assert arm["curve"]["win"][0] == 0.5
         assert arm["curve"]["kl"][0] == 0 < arm["curve"]["kl"][-1]
         assert all(0 <= value <= 1 for value in arm["curve"]["win"])
-    assert "SPO's peak is above DPO's" in done.stdout
+    assert "SPO's peak is above DPO's" in printed
     assert (tmp_path / "spo_win_step.png").stat().st_size > 1000
