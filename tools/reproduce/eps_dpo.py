@@ -32,7 +32,7 @@ from trials.plan import plan
 from trials.results import series
 from trials.study import SEARCH_SEED, Arm, Study
 
-RATES = ("0.0003", "0.001", "0.003", "0.01")
+RATES = ("0.0003", "0.001", "0.003", "0.01", "0.03")
 SHOWN = {
     "beta": "beta",
     "up": "steps_up",
