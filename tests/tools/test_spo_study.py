@@ -22,8 +22,9 @@ def tool() -> Iterator[Any]:
     import spo_arms
     import spo_report
     import spo_wins
+    from trials import wins
 
-    yield SimpleNamespace(arms=spo_arms, report=spo_report, wins=spo_wins)
+    yield SimpleNamespace(arms=spo_arms, report=spo_report, shape=spo_wins, wins=wins)
     sys.path.remove(str(STUDIES))
 
 
@@ -40,7 +41,7 @@ def test_the_shape_of_a_curve_by_hand(tool: Any) -> None:
     """Eight draws: the peak 0.8 at step 3, 0.76 is near it and 0.74 not, and the last quarter is 0.6 and 0.5."""
     win = [0.5, 0.6, 0.76, 0.8, 0.78, 0.74, 0.7, 0.6, 0.5]
     curve = {"step": [float(i) for i in range(9)], "win": win, "kl": [float(2 * i) for i in range(9)]}
-    found = tool.wins.shape(curve)
+    found = tool.shape.shape(curve)
     assert (found["peak"], found["peak at"], found["kl at peak"]) == (0.8, 3.0, 6.0)
     assert found["width"] == pytest.approx(3 / 8)
     assert found["late"] == pytest.approx(0.55)
@@ -58,14 +59,14 @@ def test_a_run_folder_is_read_draw_by_draw(tool: Any, tmp_path: Path) -> None:
     del draws[0]["kl"]
     (tmp_path / "samples.json").write_text(json.dumps({"draws": [*draws, draws[-1]]}))
     (tmp_path / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    found = tool.wins.measured(tmp_path)
+    found = tool.shape.measured(tmp_path)
     assert found["curve"]["step"] == [0, 2, 4]
     assert found["curve"]["win"] == [0.5, pytest.approx((0.5 + 0.75) / 2), 1.0]
     assert found["curve"]["reward"] == [0.0, 0.25, 1.0]
     assert found["curve"]["kl"] == [0.0, 1.0, 1.0]
     (tmp_path / "samples.jsonl").write_text("".join(json.dumps({**row, "reward": None}) + "\n" for row in rows))
     with pytest.raises(ValueError, match="neither wins nor loses"):
-        tool.wins.measured(tmp_path)
+        tool.shape.measured(tmp_path)
 
 
 def test_samples_without_a_reward_can_be_judged(tool: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,7 +76,7 @@ def test_samples_without_a_reward_can_be_judged(tool: Any, tmp_path: Path, monke
     monkeypatch.syspath_prepend(tmp_path)
     rows = [{"step": step, "prompt": "?", "completion": "a" * step} for step in (1, 2)]
     (tmp_path / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    tool.wins.judge(tmp_path, "counting_reward.letters")
+    tool.shape.judge(tmp_path, "counting_reward.letters")
     told = {float(step): {"prompts": 1, "completions": 1} for step in (1, 2)}
     assert tool.wins.rewards_of(tmp_path, told) == {1.0: [[1.0]], 2.0: [[2.0]]}
 

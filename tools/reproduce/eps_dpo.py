@@ -8,7 +8,8 @@ Every run is ``python -m lit_align fit`` on ``eps_dpo.yaml`` and then ``python -
 prompts: reward, KL(policy ‖ reference), win rates against the reference and the dataset's chosen, raw and
 length-controlled. The KL of Figure 3 is the other one, KL(reference ‖ policy), on the training completions, which the
 reference has written. All methods see as many completions in as many steps, and each tries the same learning rates, on
-a seed that is not reported, and takes the one of the largest reward; ``eps_dpo_arms.py`` has the other settings.
+a seed that is not reported, and takes the one of the largest reward - 0.01 KL; ``eps_dpo_arms.py`` has the other
+settings.
 """
 
 from __future__ import annotations
@@ -24,13 +25,15 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import yaml
-from eps_dpo_arms import arms, quick, seconds
+from eps_dpo_arms import BETA, arms, quick, seconds
 from eps_dpo_report import report
 from trials.after import answer, evaluation, standing
 from trials.command import conduct, parse
 from trials.plan import plan
 from trials.results import series
 from trials.study import SEARCH_SEED, Arm, Study
+from trials.trial import Options
+from trials.wins import win_curve
 
 RATES = ("0.0003", "0.001", "0.003", "0.01", "0.03")
 SHOWN = {
@@ -53,6 +56,7 @@ class Own:
         tokens: Budget of an answer.
         reward: See ``python -m lit_align evaluate``; None is the dataset's own.
         pairs: Training pairs on which decisions are looked at.
+        every: Steps between two points of a path.
     """
 
     dataset: str
@@ -60,6 +64,7 @@ class Own:
     tokens: int
     reward: str | None
     pairs: int = 128
+    every: int = 4
 
     @classmethod
     def read(cls, config: Path) -> Own:
@@ -74,14 +79,14 @@ class Own:
 def main(arguments: list[str] | None = None) -> int:
     given = parse(arguments, __doc__, "eps_dpo", Path(__file__).parent / "eps_dpo.yaml")
     own = Own.read(given.config)
-    own = replace(own, prompts=4, tokens=16, pairs=16) if given.quick else own
+    own = replace(own, prompts=4, tokens=16, pairs=16, every=1) if given.quick else own
     study = Study(
         name="eps_dpo",
         config=given.config,
         arms=arms(),
         grid={f"learning rate {rate}": {"model.optim.learning_rate": rate} for rate in RATES},
-        criterion="reward",
-        data=lambda arm, seed: {"samples.prompts": 0},
+        criterion="objective",
+        data=partial(drawing, own),
         measure=partial(measure, own),
     )
     study = quick(study) if given.quick else study
@@ -91,6 +96,13 @@ def main(arguments: list[str] | None = None) -> int:
     return conduct(given, study, report(given.out))
 
 
+def drawing(own: Own, arm: Arm, seed: int) -> Options:
+    """Samples while it learns, of which the paths of the frontiers are made; two of a prompt, as ``win_rate`` wants."""
+    if not arm.facts.get("path") or seed >= SEARCH_SEED:
+        return {"samples.prompts": 0}
+    return {"samples.prompts": own.prompts // 2, "samples.completions": 2, "samples.every_n_steps": own.every}
+
+
 def measure(own: Own, arm: Arm, folder: Path) -> dict[str, Any]:
     """What is read off a run, and what is asked of it afterwards."""
     seed = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))["seed_everything"]
@@ -98,10 +110,16 @@ def measure(own: Own, arm: Arm, folder: Path) -> dict[str, Any]:
     options |= {"seed": seed} | ({"reward": own.reward} if own.reward else {})
     found = evaluation(folder, "judged", options)
     final = {name: value["mean"] for name, value in found["candidates"]["policy"].items()}
+    final["objective"] = final["reward"] - BETA * final["kl"]
     for first, said in (("policy", ""), ("reference", "SFT ")):
         for second in ("reference", "chosen"):
             rates = standing(found, first, second)
             final |= {f"{said}against {second}, {kind}": rate for kind, rate in rates.items()}
+    if arm.facts.get("path") and seed < SEARCH_SEED:
+        path = win_curve(folder)
+        final |= {
+            f"{name} at {step:.0f}": path[name][i] for i, step in enumerate(path["step"]) for name in ("kl", "win")
+        }
     epsilon = arm.facts.get("epsilon")
     if epsilon is None or seed >= SEARCH_SEED:
         return {"final": final, "curve": {"step": []}}

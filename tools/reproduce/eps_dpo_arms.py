@@ -12,7 +12,10 @@ EPSILON = "ε-DPO"
 GROUPS: Options = {"data.select": "ranked", "data.batch_size": 8}
 SINGLES: Options = {"data": "UnpairedData", "data.batch_size": 32}
 BETA = 0.01
-"""Of every method whose β multiplies a log-ratio: ε-DPO's own, so that none is held closer to the reference."""
+"""Of every method whose β multiplies a log-ratio: ε-DPO's own, so that none is held closer to the reference.
+
+And what a nat costs where learning rates are chosen, since the judge alone would choose text without sense.
+"""
 METHODS: dict[str, Options] = {
     "DPO": {"model": "DPO", "model.beta": BETA},
     "RRHF": {"model": "RRHF", **GROUPS},
@@ -48,7 +51,8 @@ def arms() -> list[Arm]:
 def table() -> Iterator[Arm]:
     """Every method, each with a search of its own."""
     for name, options in METHODS.items():
-        yield Arm(name, "table", options, facts={"epsilon": 0.01} if name == EPSILON else {})
+        facts = {"path": True} if name in FRONTIERS else {}
+        yield Arm(name, "table", options, facts={"epsilon": 0.01, **facts} if name == EPSILON else facts)
 
 
 def at_beta(method: str, beta: float) -> str:
@@ -68,7 +72,7 @@ def frontier() -> Iterator[Arm]:
         for beta in BETAS:
             if (name := at_beta(method, beta)) != method:
                 like = None if name == own else own
-                yield Arm(name, "frontier", {**options, "model.beta": beta}, like)
+                yield Arm(name, "frontier", {**options, "model.beta": beta}, like, {"path": True})
 
 
 def at_epsilon(epsilon: float) -> str:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from statistics import fmean
 from typing import Any
 
 from eps_dpo_arms import BETAS, EPSILON, EPSILONS, FRONTIERS, METHODS, PRECISIONS, at_beta, at_epsilon
 from trials.claims import Alike, Claim, More, Undecided
-from trials.frontiers import height, shared
+from trials.frontiers import height, paths_of, shared
 from trials.statistics import summary
 
 WIN = "against reference, raw"
@@ -23,25 +24,26 @@ def claims(found: Mapping[str, Any]) -> tuple[list[Claim], dict[str, Any]]:
 
 
 def frontier(arms: dict[str, Any], other: str) -> Claim:
-    """Whether the frontier of ε-DPO lies above that of another method."""
-    measure, text = f"mean win rate ({EPSILON}; {other})", f"{EPSILON} wins more than {other} at equal KL"
-    names = {method: [at_beta(method, beta) for beta in BETAS] for method in (EPSILON, other)}
-    if all(name in arms for some in names.values() for name in some):
-        paths = {method: _paths([arms[name]["final"] for name in some]) for method, some in names.items()}
-        between = shared([path for some in paths.values() for path in some])
-        if between is None:
-            return Undecided(f"{text}: they share no KL", measure)
-        text += ", {:.1f} to {:.1f} nats".format(*between)
-        for method, some in paths.items():
-            arms[f"frontier of {method}"] = arms.get(f"frontier of {method}", {"final": {}})
-            arms[f"frontier of {method}"]["final"][measure] = summary([height(path, *between) for path in some])
+    """Whether ε-DPO wins more than another method as far from the reference, at the same β, over all β."""
+    measure, text = f"mean win rate ({EPSILON}; {other})", f"{EPSILON} wins more than {other} at equal β and KL"
+    sides: dict[str, list[list[float]]] = {EPSILON: [], other: []}
+    told = []
+    for beta in BETAS:
+        names = {method: at_beta(method, beta) for method in sides}
+        if not set(names.values()) <= set(arms):
+            return More(text, measure, [f"frontier of {EPSILON}"], [f"frontier of {other}"])
+        paths = {method: paths_of(arms[name]["final"], "win") for method, name in names.items()}
+        if (between := shared([path for some in paths.values() for path in some])) is not None:
+            told.append("{:g}: {:.1f} to {:.1f}".format(beta, *between))
+            for method, some in paths.items():
+                sides[method].append([height(path, *between) for path in some])
+    if not told:
+        return Undecided(f"{text}: they share no KL", measure)
+    for method, heights in sides.items():
+        of_method = arms.setdefault(f"frontier of {method}", {"final": {}})
+        of_method["final"][measure] = summary([fmean(seed) for seed in zip(*heights, strict=True)])
+    text += f" (nats by β, {', '.join(told)})"
     return More(text, measure, [f"frontier of {EPSILON}"], [f"frontier of {other}"])
-
-
-def _paths(finals: list[Mapping[str, Any]]) -> list[list[tuple[float, float]]]:
-    """Of each seed the points (KL, win rate) of all β by KL, from the reference on, which wins half against itself."""
-    points = [zip(final["kl"]["values"], final[WIN]["values"], strict=True) for final in finals]
-    return [[(0.0, 0.5), *sorted(some)] for some in zip(*points, strict=True)]
 
 
 def of_ties(arms: dict[str, Any]) -> list[Claim]:

@@ -6,13 +6,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from eps_dpo_arms import BETAS, EPSILON, EPSILONS, FRONTIERS, METHODS, PRECISIONS, QUANTILES, at_beta, at_epsilon
+from eps_dpo_arms import BETA, BETAS, EPSILON, EPSILONS, FRONTIERS, METHODS, PRECISIONS, QUANTILES, at_beta, at_epsilon
 from eps_dpo_claims import WIN, claims
 from trials.figures import Picture
 from trials.report import Report
 from trials.searched import search_table
 from trials.statistics import plus_minus, table
 
+FAR = 60.0
+"""Nats, beyond which a figure of paths does not look."""
 AGAINST = tuple(
     f"against {other}, {kind}" for other in ("reference", "chosen") for kind in ("raw", "length-controlled")
 )
@@ -26,7 +28,13 @@ def report(folder: Path) -> Report:
 def tables(found: Mapping[str, Any]) -> str:
     """All tables as Markdown."""
     arms = found["arms"]
-    parts = [methods(arms), frontier(arms), epsilons(arms), precisions(arms), search_table(found["search"], "reward")]
+    parts = [
+        methods(arms),
+        frontier(arms),
+        epsilons(arms),
+        precisions(arms),
+        search_table(found["search"], f"reward - {BETA} KL"),
+    ]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -42,7 +50,9 @@ def _rows(arms: Mapping[str, Any], names: Sequence[str], measures: Mapping[str, 
 
 def methods(arms: Mapping[str, Any]) -> str:
     """As Tables 1 and 2; SFT is the reference, and chosen the dataset's good completion."""
-    shown = _rows(arms, list(METHODS), {**dict.fromkeys(AGAINST, 3), "reward": 3, "kl": 2, "tokens": 1}, "methods")
+    shown = _rows(
+        arms, list(METHODS), {**dict.fromkeys(AGAINST, 3), "reward": 3, "kl": 2, "objective": 3, "tokens": 1}, "methods"
+    )
     finals = [arms[name]["final"] for name in METHODS if name in arms]
     names = [f"SFT {name}" for name in AGAINST if finals and f"SFT {name}" in finals[0]]
     cells = [f"{name.split(', ')[1]} {plus_minus(finals[0][name])}" for name in names]
@@ -87,6 +97,7 @@ def figures(found: Mapping[str, Any], folder: Path) -> None:
             picture.line(i, f"ε {epsilon:g}", curve, "step", name)
     picture.save(folder / "eps_dpo_figure3.png", "optimizer step", "")
     _margins(arms, folder / "eps_dpo_figure4.png")
+    _paths(arms, folder / "eps_dpo_paths.png")
 
 
 def _margins(arms: Mapping[str, Any], path: Path) -> None:
@@ -98,3 +109,16 @@ def _margins(arms: Mapping[str, Any], path: Path) -> None:
         for sign in ("+1", "-1"):
             picture.points(i, sign, list(QUANTILES), [final[f"{sign} quantile {q}"] for q in QUANTILES])
     picture.save(path, "quantile of the pairs of a direction", "margin, nats")
+
+
+def _paths(arms: Mapping[str, Any], path: Path) -> None:
+    """Win rate against KL over training, at each β."""
+    picture = Picture([f"β {beta:g}" for beta in BETAS])
+    for i, beta in enumerate(BETAS):
+        for method in FRONTIERS:
+            final = arms.get(at_beta(method, beta), {}).get("final", {})
+            steps = sorted((name.removeprefix("kl at ") for name in final if name.startswith("kl at ")), key=float)
+            kls = [final[f"kl at {step}"]["mean"] for step in steps]
+            picture.points(i, method, kls, [final[f"win at {step}"] for step in steps])
+        picture.panels[i].set_xlim(0, FAR)
+    picture.save(path, "KL(policy ‖ reference), nats", "win rate against the reference")

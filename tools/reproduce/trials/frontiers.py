@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from typing import Any
 
 Path = Sequence[tuple[float, float]]
 """Points (KL, reward); the first is the reference itself, at a KL of 0."""
@@ -50,10 +51,10 @@ def height(path: Path, near: float, far: float, places: int = 8) -> float:
     return sum(at(path, near + (far - near) * i / (places - 1)) for i in range(places)) / places
 
 
-def paths_of(final: Mapping[str, Mapping[str, Sequence[float]]]) -> list[list[tuple[float, float]]]:
-    """The path of each seed from what a study reports of an arm, as ``kl at STEP`` and ``reward at STEP``."""
+def paths_of(final: Mapping[str, Any], what: str = "reward") -> list[list[tuple[float, float]]]:
+    """The path of each seed from what a study reports of an arm, as ``kl at STEP`` and the same of another measure."""
     steps = sorted((name.removeprefix("kl at ") for name in final if name.startswith("kl at ")), key=float)
-    kls, rewards = ([final[f"{name} at {step}"]["values"] for step in steps] for name in ("kl", "reward"))
+    kls, values = ([final[f"{name} at {step}"]["values"] for step in steps] for name in ("kl", what))
     return [
-        list(zip(*both, strict=True)) for both in zip(zip(*kls, strict=True), zip(*rewards, strict=True), strict=True)
+        list(zip(*both, strict=True)) for both in zip(zip(*kls, strict=True), zip(*values, strict=True), strict=True)
     ]
