@@ -66,6 +66,23 @@ def _saved(base: Any, settings: PairSettings, saved: str) -> Any:
 
 
 @contextmanager
+def bare(model: Any) -> Iterator[None]:
+    """Within this context the base computes alone.
+
+    peft's own context looks at every layer twice more, to warn of a state that does not occur here, and takes three
+    times as long, which is a few milliseconds of every step.
+
+    Args:
+        model: A peft model with one adapter, which is trained.
+    """
+    model.base_model.disable_adapter_layers()
+    try:
+        yield
+    finally:
+        model.base_model.enable_adapter_layers()
+
+
+@contextmanager
 def active(model: Any, name: str) -> Iterator[None]:
     """Within this context another adapter is active; what was trained before is trained afterwards.
 

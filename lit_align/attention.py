@@ -33,7 +33,9 @@ def carrier(masks: Sequence[Tensor]) -> Tensor:
         masks: For each group in order what is added to its scores, (1, 1, n, n).
     """
     found = torch.zeros(1, 1, 1, 1, dtype=masks[0].dtype, device=masks[0].device)
-    found.groups = list(masks)  # type: ignore[attr-defined]
+    of_one_size = len({mask.shape for mask in masks}) == 1
+    # Groups of one size take one call, which for short ones is longer in the making than at work.
+    found.groups = [torch.cat(list(masks))] if of_one_size else list(masks)  # type: ignore[attr-defined]
     return found
 
 
@@ -64,6 +66,10 @@ def by_group(
             # Spread over all keys it would let every group see every other, and nothing would show it.
             raise RuntimeError("the masks of the groups were lost on their way to the attention layer")
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+    if len(masks) == 1:
+        mask = masks[0]
+        query, key, value = (one.unflatten(2, (len(mask), -1))[0].transpose(0, 1) for one in (query, key, value))
+        return sdpa_attention_forward(module, query, key, value, mask, **options)[0].flatten(0, 1)[None], None
     sizes = [mask.shape[-1] for mask in masks]
     parts = zip(*(states.split(sizes, 2) for states in (query, key, value)), masks, strict=True)
     return torch.cat([sdpa_attention_forward(module, q, k, v, m, **options)[0] for q, k, v, m in parts], 1), None

@@ -18,9 +18,10 @@ def add_in_place(model: Any) -> None:
         model: A peft model; quantized layers and other kinds of adapters are left alone.
     """
     from peft.tuners.lora.layer import Linear
+    from transformers.pytorch_utils import Conv1D
 
     for layer in model.modules():
-        if type(layer) is Linear and type(layer.base_layer) is nn.Linear:
+        if type(layer) is Linear and type(layer.base_layer) in (nn.Linear, Conv1D):
             layer.forward = MethodType(_forward, layer)  # type: ignore[method-assign]
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lit_align.adapters import POLICY, REFERENCE, active, adapted, factors, free_reference
+from lit_align.adapters import POLICY, REFERENCE, active, adapted, bare, factors, free_reference
 from lit_align.attention import BY_GROUP
 from lit_align.batch import CompletionBatch, Perturbed, Rollout, Sampling, Scores
 from lit_align.cache import ReferenceCache
@@ -205,7 +205,7 @@ class PolicyReferencePair(nn.Module):
         if not enabled:
             yield
         elif REFERENCE not in self.policy.peft_config:
-            with self.policy.disable_adapter():
+            with bare(self.policy):
                 yield
         else:
             with active(self.policy, REFERENCE):

@@ -130,6 +130,23 @@ def test_padding_attends_to_itself_alone() -> None:
         assert mask[r, 0, :, i].sum() == 1
 
 
+@pytest.mark.parametrize("sizes", [(2, 3), (3, 3)])
+def test_groups_of_any_sizes_attend_like_one_row_under_one_mask(sizes: tuple[int, int]) -> None:
+    """Two queries' heads on one key head, one group behind the other, beside a mask of blocks over the whole row."""
+    generator = torch.Generator().manual_seed(0)
+    layer, total = torch.nn.Identity(), sum(sizes)
+    layer.num_key_value_groups = 2  # type: ignore[assignment]
+    query, key, value = (torch.randn(1, heads, total, 8, generator=generator) for heads in (4, 2, 2))
+    below = [torch.full((1, 1, n, n), -torch.inf).triu(1) for n in sizes]
+    whole = torch.full((total, total), -torch.inf)
+    for start, mask in zip((0, sizes[0]), below, strict=True):
+        whole[start : start + mask.shape[-1], start : start + mask.shape[-1]] = mask[0, 0]
+    found, _ = by_group(layer, query, key, value, carrier(below))
+    wide = (one.repeat_interleave(2, 1) for one in (key, value))
+    expected = (query @ next(wide).transpose(2, 3) / 8**0.5 + whole).softmax(-1) @ next(wide)
+    torch.testing.assert_close(found, expected.transpose(1, 2))
+
+
 def test_groups_attend_apart_and_masks_that_were_lost_on_their_way_are_refused() -> None:
     """Two groups of two tokens; the second token of each sees both of its own, with equal scores."""
     query, key = torch.zeros(1, 1, 4, 2), torch.ones(1, 1, 4, 2)

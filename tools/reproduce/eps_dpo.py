@@ -1,6 +1,6 @@
 """ε-DPO after arXiv 2502.13177: Figures 3, 4 and 5, Tables 1 and 2.
 
-    python tools/reproduce/eps_dpo.py --out docs/evidence --work runs/eps_dpo    everything
+    python tools/reproduce/eps_dpo.py --search_seeds 2 --out docs/evidence --work runs/eps_dpo    everything
     python tools/reproduce/eps_dpo.py --out runs/eps_dpo --parts table     the table of methods alone
     python tools/reproduce/eps_dpo.py --figures --out docs/evidence                  tables and figures anew
 

@@ -1,6 +1,6 @@
 """Controlled sentiment after arXiv 2402.00856: Figures 2, 3, 6 to 8, Tables 1, 2 and 5.
 
-    python tools/reproduce/sentiment.py --out docs/evidence --work runs/sentiment     everything
+    python tools/reproduce/sentiment.py --search_seeds 2 --out docs/evidence --work runs/sentiment     everything
     python tools/reproduce/sentiment.py --out runs/sentiment --parts frontier         the frontier alone
     python tools/reproduce/sentiment.py --figures --out docs/evidence                           tables and figures anew
 
