@@ -2,9 +2,9 @@
 
     python tools/reproduce/evidence.py
 
-Between ``<!-- begin: NAME -->`` and ``<!-- end: NAME -->`` the page is written by this: ``claims``, one table of all
-claims with their verdicts, and the tables of each study under its name. The rest of it is written by hand. A test
-compares the page with what this writes.
+Between ``<!-- begin: NAME -->`` and ``<!-- end: NAME -->`` the page is written by this: ``studies``, the command lines,
+``claims``, one table of all claims with their verdicts, and the tables of each study under its name. The rest of it is
+written by hand. A test compares the page with what this writes.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ STUDIES = {
     "eps_dpo": "ε-DPO",
 }
 """The files of the studies to their names, in the page's order."""
+OPTIONS = dict.fromkeys(("sentiment", "eps_dpo"), "--search_seeds 2 ")
+"""Of the command lines that the results are from, beside their folders."""
 VERDICTS = (HOLDS, FAILS, OPEN, MISSING)
 
 
@@ -59,12 +61,23 @@ def blocks(folder: Path) -> dict[str, str]:
     there = [name for name in STUDIES if (folder / f"{name}.json").exists()]
     told = {name: (import_module(f"{name}_report").report(folder), read(folder / f"{name}.json")) for name in there}
     tables = {name: report.tables(found) for name, (report, found) in told.items()}
-    return {"claims": verdicts(told), **dict.fromkeys(STUDIES, "Not run yet."), **tables}
+    return {"studies": commands(told), "claims": verdicts(told), **dict.fromkeys(STUDIES, "Not run yet."), **tables}
 
 
 def read(path: Path) -> Any:
     """A JSON file."""
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def commands(told: Mapping[str, tuple[Report, Any]]) -> str:
+    """How to run each study, and what its runs took."""
+    rows = []
+    for name in STUDIES:
+        line = f"`python tools/reproduce/{name}.py {OPTIONS.get(name, '')}--out docs/evidence --work runs/{name}`"
+        total = told[name][1]["total"] if name in told else None
+        took = ["–", "–"] if total is None else [total["runs"], f"{total['cpu_seconds'] / 3600:.1f}"]
+        rows.append([link(name), line, *took])
+    return table(["study", "command", "runs", "hours of one core to train them"], rows)
 
 
 def verdicts(told: Mapping[str, tuple[Report, Any]]) -> str:
@@ -77,15 +90,16 @@ def verdicts(told: Mapping[str, tuple[Report, Any]]) -> str:
         numbers[name] = Counter(one["verdict"] for one in all_of_them)
         rows.append([f"**{STUDIES[name]}**", *[""] * (len(HEAD) - 1)])
         rows += [claim_row(one, report.digits) for one in all_of_them]
-    links = {name: f"[{title}](#{anchor(title)})" for name, title in STUDIES.items()}
-    counts = [[links[name], *(number[verdict] for verdict in VERDICTS)] for name, number in numbers.items()]
+    counts = [[link(name), *(number[verdict] for verdict in VERDICTS)] for name, number in numbers.items()]
     totals = [sum(number[verdict] for number in numbers.values()) for verdict in VERDICTS]
     return f"{table(['number of claims', *VERDICTS], [*counts, ['all', *totals]])}\n\n{table(HEAD, rows)}"
 
 
-def anchor(title: str) -> str:
-    """The link to a heading."""
-    return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
+def link(name: str) -> str:
+    """The title of a study, which leads to its part of the page."""
+    title = STUDIES[name]
+    anchor = re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
+    return f"[{title}](#{anchor})"
 
 
 if __name__ == "__main__":

@@ -144,9 +144,7 @@ class Conduct:
 
     def tried(self, arm: Arm) -> dict[str, list[float | None]]:
         """The criterion of each search run of an arm, None where it failed."""
-        search = range(SEARCH_SEED, SEARCH_SEED + self.search_seeds)
-        keys = {label: [self.study.trial(arm, label, seed).key for seed in search] for label in self.study.grid}
-        return {label: [self._criterion(key) for key in some] for label, some in keys.items()}
+        return {label: [self._criterion(key) for key in keys] for label, keys in self._searched(arm).items()}
 
     def choice(self, arm: Arm) -> str | None:
         """What the search chooses; None, which is said, where every run of it failed."""
@@ -158,17 +156,25 @@ class Conduct:
 
     def report(self, arms: Sequence[Arm]) -> dict[str, Any]:
         """Everything the tables and figures need: the search, and of each arm means and curves over its seeds."""
-        search = {arm.name: {"tried": self.tried(arm), "chosen": self.choice(arm)} for arm in arms if arm.like is None}
+        own = [arm for arm in arms if arm.like is None]
+        search = {arm.name: {"tried": self.tried(arm), "chosen": self.choice(arm)} for arm in own}
+        used = {key for arm in own for keys in self._searched(arm).values() for key in keys}
         found = {}
         for arm in arms:
             label = search[arm.like or arm.name]["chosen"]
             keys = [] if label is None else [self.study.trial(arm, label, seed).key for seed in self.reported(arm)]
+            used.update(keys)
             runs = [self.results[key] for key in keys if key in self.results]
             if runs:
                 found[arm.name] = {"part": arm.part, "settings": label, **over_seeds(runs)}
-        used = [one["cpu_seconds"] for one in self.results.found.values()]
-        total = {"runs": len(used), "cpu_seconds": sum(used), "search seeds": self.search_seeds}
+        seconds = [self.results[key]["cpu_seconds"] for key in used if key in self.results]
+        total = {"runs": len(seconds), "cpu_seconds": sum(seconds), "search seeds": self.search_seeds}
         return {"study": self.study.name, "total": total, "search": search, "arms": found, "failed": self.failed}
+
+    def _searched(self, arm: Arm) -> dict[str, list[str]]:
+        """The keys of an arm's search runs by settings."""
+        seeds = range(SEARCH_SEED, SEARCH_SEED + self.search_seeds)
+        return {label: [self.study.trial(arm, label, seed).key for seed in seeds] for label in self.study.grid}
 
     def _criterion(self, key: str) -> float | None:
         return self.results[key]["final"][self.study.criterion] if key in self.results else None
