@@ -82,9 +82,9 @@ def measure(arm: Arm, folder: Path) -> dict[str, Any]:
     ``reward`` is the one of the run; ``without prompt`` and ``with prompt`` count the same last samples by both
     conventions, the second one the prompt and the first 9 tokens.
     """
-    steps = {float(one["step"]): one for one in draws(folder)}  # the last two may be of the same step
+    steps = draws(folder)
     curve = {"step": list(steps), "reward": [one["reward"]["mean"] for one in steps.values()]}
-    curve["kl"] = [one["kl"]["mean"] if "kl" in one else 0.0 for one in steps.values()]
+    curve["kl"] = [one["kl"]["mean"] for one in steps.values()]
     final = {name: curve[name][-1] for name in ("reward", "kl")}
     if (centre := arm.facts.get("centre")) is not None:
         rows = [([int(row["prompt"])], [int(token) for token in row["completion"].split()]) for row in samples(folder)]

@@ -9,6 +9,7 @@ from typing import Any
 from eps_dpo_arms import BETA, BETAS, EPSILON, EPSILONS, FRONTIERS, METHODS, PRECISIONS, QUANTILES, at_beta, at_epsilon
 from eps_dpo_claims import WIN, claims
 from trials.figures import Picture
+from trials.frontiers import steps_of
 from trials.report import Report
 from trials.searched import search_table
 from trials.statistics import plus_minus, table
@@ -117,7 +118,7 @@ def _paths(arms: Mapping[str, Any], path: Path) -> None:
     for i, beta in enumerate(BETAS):
         for method in FRONTIERS:
             final = arms.get(at_beta(method, beta), {}).get("final", {})
-            steps = sorted((name.removeprefix("kl at ") for name in final if name.startswith("kl at ")), key=float)
+            steps = steps_of(final)
             kls = [final[f"kl at {step}"]["mean"] for step in steps]
             picture.points(i, method, kls, [final[f"win at {step}"] for step in steps])
         picture.panels[i].set_xlim(0, FAR)

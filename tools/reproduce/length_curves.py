@@ -50,7 +50,7 @@ def measured(folder: Path, reward: LengthReward, facts: Mapping[str, Any]) -> di
     for line in (folder / "samples.jsonl").read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
         lengths.setdefault(float(row["step"]), []).append(row["tokens"])
-    told = {float(one["step"]): one for one in draws(folder)}  # the last two may be of the same step
+    told = draws(folder)
     for step, one in told.items():
         lengths[step] = lengths[step][: one["prompts"] * one["completions"]]
     grid = [float(step) for step in (*range(0, facts["steps"], facts["every"]), facts["steps"])]
@@ -58,7 +58,7 @@ def measured(folder: Path, reward: LengthReward, facts: Mapping[str, Any]) -> di
     curve: dict[str, list[float]] = {"step": grid}
     curve["gold"] = [statistics.fmean(map(reward.of, lengths[step])) for step in latest]
     curve["length"] = [statistics.fmean(lengths[step]) for step in latest]
-    curve["kl"] = [told[step]["kl"]["mean"] if "kl" in told[step] else 0.0 for step in latest]
+    curve["kl"] = [told[step]["kl"]["mean"] for step in latest]
     curve["proxy"] = [told[step]["reward"]["mean"] for step in latest]
     if facts["fresh"]:
         curve["drawn"] = [-(-step // facts["updates"]) * facts["buffer"] for step in grid]

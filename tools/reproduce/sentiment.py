@@ -116,7 +116,7 @@ AT = ("reward", "kl", "positive")
 def checkpoints(folder: Path) -> dict[str, list[float]]:
     """What the samples of a run say at each checkpoint, the reference first; ``spread`` is over all its samples."""
     rows = [json.loads(line) for line in (folder / "samples.jsonl").read_text(encoding="utf-8").splitlines()]
-    steps = {float(one["step"]): one for one in draws(folder)}  # the last two may be of the same step
+    steps = draws(folder)
     rewards = {
         step: [row["reward"] for row in rows if row["step"] == step and row["reward"] is not None] for step in steps
     }
@@ -125,7 +125,7 @@ def checkpoints(folder: Path) -> dict[str, list[float]]:
         "reward": [statistics.fmean(rewards[step]) for step in steps],
         "spread": [statistics.stdev(rewards[step]) for step in steps],
         "positive": [statistics.fmean(value >= POSITIVE for value in rewards[step]) for step in steps],
-        "kl": [one["kl"]["mean"] if "kl" in one else 0.0 for one in steps.values()],
+        "kl": [one["kl"]["mean"] for one in steps.values()],
         "tokens": [one["tokens"] for one in steps.values()],
     }
 

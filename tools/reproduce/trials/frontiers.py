@@ -51,10 +51,14 @@ def height(path: Path, near: float, far: float, places: int = 8) -> float:
     return sum(at(path, near + (far - near) * i / (places - 1)) for i in range(places)) / places
 
 
+def steps_of(final: Mapping[str, Any]) -> list[str]:
+    """The steps at which an arm's path has been measured, in their order."""
+    return sorted((name.removeprefix("kl at ") for name in final if name.startswith("kl at ")), key=float)
+
+
 def paths_of(final: Mapping[str, Any], what: str = "reward") -> list[list[tuple[float, float]]]:
     """The path of each seed from what a study reports of an arm, as ``kl at STEP`` and the same of another measure."""
-    steps = sorted((name.removeprefix("kl at ") for name in final if name.startswith("kl at ")), key=float)
-    kls, values = ([final[f"{name} at {step}"]["values"] for step in steps] for name in ("kl", what))
+    kls, values = ([final[f"{name} at {step}"]["values"] for step in steps_of(final)] for name in ("kl", what))
     return [
         list(zip(*both, strict=True)) for both in zip(zip(*kls, strict=True), zip(*values, strict=True), strict=True)
     ]

@@ -65,10 +65,10 @@ def series(folder: Path, columns: Mapping[str, str]) -> dict[str, list[float]]:
     return {"step": [int(row["step"]) + 1.0 for row in rows], **found}
 
 
-def draws(folder: Path) -> list[dict[str, Any]]:
-    """The summaries of a run's samples in their order, the first from the reference."""
-    found: list[dict[str, Any]] = json.loads((folder / "samples.json").read_text(encoding="utf-8"))["draws"]
-    return found
+def draws(folder: Path) -> dict[float, dict[str, Any]]:
+    """The summaries of a run's samples by step, the first from the reference, whose KL to itself is 0."""
+    found = json.loads((folder / "samples.json").read_text(encoding="utf-8"))["draws"]
+    return {float(one["step"]): {"kl": {"mean": 0.0}, **one} for one in found}  # the last two may be of the same step
 
 
 def samples(folder: Path) -> list[dict[str, Any]]:

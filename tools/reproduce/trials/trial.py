@@ -11,9 +11,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-APART = 10_000
-"""Between the seed of a run and that of its samples, which else may begin with the random numbers of its own draws."""
-
 Options = Mapping[str, object]
 """Dotted keys of the configuration, without dashes, to their values."""
 

@@ -40,13 +40,13 @@ def win_curve(folder: Path) -> dict[str, list[float]]:
     Returns:
         ``step``, ``win``, ``reward``, ``kl`` in nats and ``length`` in tokens.
     """
-    told = {float(one["step"]): one for one in draws(folder)}  # the last two may be of the same step
+    told = draws(folder)
     rewards = rewards_of(folder, told)
     steps = list(told)
     reference = rewards[steps[0]]
     curve = {"step": steps, "win": [0.5, *(win_rate(rewards[step], reference) for step in steps[1:])]}
     curve["reward"] = [statistics.fmean(map(statistics.fmean, rewards[step])) for step in steps]
-    curve["kl"] = [one["kl"]["mean"] if "kl" in one else 0.0 for one in told.values()]
+    curve["kl"] = [one["kl"]["mean"] for one in told.values()]
     curve["length"] = [one["tokens"] for one in told.values()]
     return curve
 
