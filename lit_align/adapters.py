@@ -17,6 +17,8 @@ from lit_align.settings import PairSettings
 
 POLICY = "default"
 REFERENCE = "reference"
+START = "start"
+"""The reference that training began with, where the reference moves."""
 
 
 def adapted(base: Any, settings: PairSettings) -> Any:
@@ -101,29 +103,28 @@ def active(model: Any, name: str) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-def factors(model: Any) -> Iterator[tuple[str, nn.Parameter, nn.Parameter]]:
-    """Name of each factor of the policy's adapter, the factor, and the reference's."""
+def factors(model: Any, other: str = REFERENCE) -> Iterator[tuple[str, nn.Parameter, nn.Parameter]]:
+    """Name of each factor of the policy's adapter, the factor, and that of another adapter, the reference's."""
     named = dict(model.named_parameters())
     for name, parameter in named.items():
         if f".{POLICY}." in name:
-            yield name, parameter, named[name.replace(f".{POLICY}.", f".{REFERENCE}.")]
+            yield name, parameter, named[name.replace(f".{POLICY}.", f".{other}.")]
 
 
 def free_reference(model: Any, averaged: bool) -> None:
-    """Give the reference an adapter of its own, equal to the policy's start.
+    """Give the reference an adapter of its own, and keep another one as it is; both equal to the policy's start.
 
     Args:
         model: A peft model before its first update.
         averaged: Freeze the policy's A and share it, so that averaging B averages the weights B·A.
     """
-    if REFERENCE not in model.peft_config:
-        model.add_adapter(REFERENCE, copy.deepcopy(model.peft_config[POLICY]))
-    for name, policy, reference in factors(model):
-        down = "lora_A" in name
-        reference.requires_grad_(False)
-        policy.requires_grad_(not (averaged and down))
-        if down:
-            reference.data.copy_(policy.data)  # B is 0 in both, or both are the adapter started from
+    for adapter in (REFERENCE, START):
+        if adapter not in model.peft_config:
+            model.add_adapter(adapter, copy.deepcopy(model.peft_config[POLICY]))
+        for name, policy, own in factors(model, adapter):
+            own.requires_grad_(False)
+            own.data.copy_(policy.data)
+            policy.requires_grad_(not (averaged and "lora_A" in name))
 
 
 def held_base(adapter: Path) -> dict[str, Any]:

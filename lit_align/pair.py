@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lit_align.adapters import POLICY, REFERENCE, active, adapted, bare, factors, free_reference
+from lit_align.adapters import POLICY, REFERENCE, START, active, adapted, bare, factors, free_reference
 from lit_align.attention import BY_GROUP
 from lit_align.batch import CompletionBatch, Perturbed, Rollout, Sampling, Scores
 from lit_align.cache import ReferenceCache
@@ -46,11 +46,12 @@ class PolicyReferencePair(nn.Module):
     ) -> None:
         super().__init__()
         self.settings = settings
+        self.moving = False
+        self._reference = REFERENCE
         self.policy = adapted(load_base(settings, torch.device(device)), settings)
         with self.as_reference():
             check_head(self.base)
         self.stop_ids = stop_ids(self.base, eos_token_id)
-        self.moving = False
         self.cells = torch.zeros(2, dtype=torch.int64)  # of all passes so far: without a token, and all
         self.trees = shares_prompts(self.base.config)
         self.cached = has_cache(self.base)
@@ -204,12 +205,21 @@ class PolicyReferencePair(nn.Module):
         """Within this context the adapted model is the reference. Take no backward pass through it."""
         if not enabled:
             yield
-        elif REFERENCE not in self.policy.peft_config:
+        elif self._reference not in self.policy.peft_config:
             with bare(self.policy):
                 yield
         else:
-            with active(self.policy, REFERENCE):
+            with active(self.policy, self._reference):
                 yield
+
+    @contextmanager
+    def from_the_start(self) -> Iterator[None]:
+        """Within this context the reference is the one that training began with, also where it has moved since."""
+        self._reference = START if self.moving else REFERENCE
+        try:
+            yield
+        finally:
+            self._reference = REFERENCE
 
     def state_names(self) -> list[str]:
         """What a checkpoint must hold of this module: the policy's adapter, and the reference's if it moves."""

@@ -272,6 +272,26 @@ def test_an_sft_adapter_is_start_and_reference(tmp_path: Path) -> None:
     assert not torch.equal(after.token_logps, before)
 
 
+@pytest.mark.parametrize("averaged", [False, True])
+@pytest.mark.parametrize("adapter", [False, True])
+def test_a_reference_that_moved_has_left_its_start_behind(tmp_path: Path, adapter: bool, averaged: bool) -> None:
+    model = save_tiny("llama", tmp_path / "base")
+    disturbed(PolicyReferencePair(PairSettings(model))).save_adapter(tmp_path / "sft")
+    lora = LoraSettings(adapter=str(tmp_path / "sft") if adapter else None)
+    pair, batch = PolicyReferencePair(PairSettings(model, lora=lora)), ragged_batch()
+    start = pair.score(batch).reference_token_logps
+    pair.let_reference_move(averaged)
+    trained = [name for name, parameter in pair.named_parameters() if parameter.requires_grad]
+    disturbed(pair, seed=4).update_reference(1.0)
+    moved = pair.score(batch)
+    torch.testing.assert_close(moved.reference_token_logps, moved.token_logps)
+    with pair.from_the_start():
+        torch.testing.assert_close(pair.score(batch).reference_token_logps, start)
+    assert (moved.token_logps - start).abs().max() > 0.01
+    assert torch.equal(pair.score(batch).reference_token_logps, moved.reference_token_logps)
+    assert [name for name, parameter in pair.named_parameters() if parameter.requires_grad] == trained
+
+
 def test_the_saved_adapter_gives_equal_logits_in_plain_peft(tmp_path: Path) -> None:
     from peft import PeftModel
 

@@ -125,10 +125,14 @@ def draw(module: Any, prompts: CompletionBatch, completions: int, sampling: Samp
 
 
 def _divergence(module: Any, drawn: CompletionBatch) -> Tensor:
-    """KL(policy ‖ reference) summed over the tokens of each completion, (N, K), a few prompts at a time."""
+    """KL(policy ‖ reference) summed over the tokens of each completion, (N, K), a few prompts at a time.
+
+    The reference is the one that training began with, so that a run whose reference moves is no nearer for it.
+    """
     starts = range(0, len(drawn.row), PROMPTS_AT_ONCE)
     parts = (drawn.rows(slice(start, start + PROMPTS_AT_ONCE)) for start in starts)
-    return torch.cat([module.pair.score(part, kl=True).token_kl.sum(-1) for part in parts])
+    with module.pair.from_the_start():
+        return torch.cat([module.pair.score(part, kl=True).token_kl.sum(-1) for part in parts])
 
 
 def judged(oracle: RewardFunction | None, drawn: Draw, tokenizer: Any) -> Tensor | None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -40,6 +41,7 @@ class ToyPair(torch.nn.Module):
         self.dropout = torch.nn.Dropout(0.5)
         self.calls: list[tuple[bool, bool, bool]] = []
         self.scored: list[int] = []
+        self.moved = True
 
     def generate(
         self, prompts: CompletionBatch, completions: int, sampling: Sampling, *, reference: bool = False
@@ -58,10 +60,16 @@ class ToyPair(torch.nn.Module):
         return (batch.completion_mask & (batch.completion_ids == EOS)).any(-1)
 
     def score(self, batch: CompletionBatch, *, kl: bool = False) -> Scores:
-        """A token KL of the first prompt token's number at each token."""
+        """A token KL of the first prompt token's number at each token; to where the reference has moved, none."""
         self.scored.append(len(batch.row))
-        token_kl = batch.prompt_ids[:, :1, None] * batch.completion_mask
+        token_kl = batch.prompt_ids[:, :1, None] * batch.completion_mask * (not self.moved)
         return Scores(torch.zeros_like(token_kl), None, None, token_kl.double(), None, batch.lengths)
+
+    @contextmanager
+    def from_the_start(self) -> Iterator[None]:
+        self.moved = False
+        yield
+        self.moved = True
 
     def save_adapter(self, directory: str | Path) -> None:
         Path(directory).mkdir(parents=True)
