@@ -42,10 +42,12 @@ def _forward(layer: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         or _autocasts(x.device.type)
     ):
         return type(layer).forward(layer, x, *args, **kwargs)
-    flat = x.flatten(0, -2)  # what is changed in place must be no view, or autograd copies it
+    flat, base = x.flatten(0, -2), layer.base_layer
     down = layer.lora_A[name](layer.lora_dropout[name](flat))
     up = layer.lora_B[name].weight.t()
-    out = layer.base_layer(flat).addmm_(down, up, alpha=layer.scaling[name])
+    # What is changed in place must be no view, or autograd copies it; Conv1D's own forward returns one.
+    out = base(flat) if type(base) is nn.Linear else torch.addmm(base.bias, flat, base.weight)
+    out = out.addmm_(down, up, alpha=layer.scaling[name])
     return out.view(*x.shape[:-1], out.shape[-1])
 
 

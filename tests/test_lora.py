@@ -48,6 +48,21 @@ def test_values_and_gradients_are_pefts(family: str) -> None:
     torch.testing.assert_close(passed(model), expected)
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_nothing_is_copied_for_being_changed_in_place(family: str) -> None:
+    model = adapted(family)
+    add_in_place(model)
+    waiting, seen = [model(input_ids=IDS).logits.grad_fn], set()
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            waiting += [following for following, _ in node.next_functions]
+    names = {node.name() for node in seen}
+    assert "AddmmBackward0" in names
+    assert not [name for name in names if "CopySlices" in name]
+
+
 @pytest.mark.parametrize("options", [{"lora_bias": True}, {"use_dora": True}, {"use_rslora": True}])
 def test_other_kinds_of_adapters_stay_what_they_are(options: dict[str, bool]) -> None:
     model = adapted(**options)
