@@ -34,17 +34,22 @@ RATES = ("0.3", "0.1", "0.03", "0.01", "0.003", "0.001", "0.0003", "0.0001", "3e
 
 def main(arguments: list[str] | None = None) -> int:
     given = parse(arguments, __doc__, "bandit", Path(__file__).parent / "bandit.yaml")
-    own = Own.read(given.config)
-    study = Study(
+    study = whole(given.config, given.work)
+    return conduct(given, quick(study) if given.quick else study, report(given.out))
+
+
+def whole(config: Path, work: Path) -> Study:
+    """All of the study, the files of its runs below ``work``."""
+    own = Own.read(config)
+    return Study(
         name="bandit",
-        config=given.config,
+        config=config,
         arms=arms(own),
         grid={f"learning rate {rate}": {"model.optim.learning_rate": rate} for rate in RATES},
         criterion="reward",
-        data=partial(files, given.work / "world", own),
+        data=partial(files, work / "world", own),
         measure=measure,
     )
-    return conduct(given, quick(study) if given.quick else study, report(given.out))
 
 
 def files(world: Path, own: Own, arm: Arm, seed: int) -> Options:

@@ -11,7 +11,7 @@ from bandit_claims import claims
 from trials.claims import Claim
 from trials.figures import Picture
 from trials.report import Report
-from trials.searched import tried
+from trials.searched import search_table
 from trials.statistics import plus_minus, table
 
 PRINTED = {
@@ -41,7 +41,9 @@ def of_the_paper(found: Mapping[str, Any]) -> bool:
 def tables(found: Mapping[str, Any]) -> str:
     """All tables as Markdown."""
     prefixes = [f"{name} " for name in CENTRES] if of_the_paper(found) else [""]
-    parts = [text for prefix in prefixes for text in (results(found, prefix), searched(found, prefix))]
+    parts = []
+    for prefix in prefixes:
+        parts += [results(found, prefix), search_table(found["search"], "reward", prefix)]
     return "\n\n".join(part for part in [*parts, variants(found)] if part)
 
 
@@ -57,20 +59,6 @@ def results(found: Mapping[str, Any], prefix: str) -> str:
         rows.append([name, *kinds, printed, plus_minus(arm["final"]["kl"], 1), rate, f"{arm['seconds']['mean']:.0f}"])
     head = ["", "reward", "prompt not counted", "prompt counted", "paper", "KL, nats", "rate", "seconds a run"]
     return f"{prefix}mean ± standard error over seeds (n)\n\n{table(head, rows)}" if rows else ""
-
-
-def searched(found: Mapping[str, Any], prefix: str) -> str:
-    """The search, written down."""
-    arms = {name: one for name, one in found["search"].items() if name.startswith(prefix)}
-    if not arms:
-        return ""
-    labels = list(next(iter(arms.values()))["tried"])
-    rows = []
-    for name, one in arms.items():
-        cells = [tried(one, label, 3) for label in labels]
-        rows.append([name.removeprefix(prefix), *cells])
-    title = f"{prefix}reward of the search's seeds by learning rate; the chosen one in bold"
-    return f"{title}\n\n{table(['', *(label.removeprefix('learning rate ') for label in labels)], rows)}"
 
 
 def variants(found: Mapping[str, Any]) -> str:

@@ -10,7 +10,7 @@ from length_arms import BUFFERS, FIXED, FRESH, PASSES, SWEPT, TASKS
 from trials.claims import Alike, Claim, More
 from trials.figures import Picture
 from trials.report import Report
-from trials.searched import tried
+from trials.searched import search_table
 from trials.statistics import plus_minus, table
 
 TOKEN = 1.0
@@ -69,8 +69,11 @@ def _sweep(name: str, times: int, passes: int) -> str:
 
 def tables(found: Mapping[str, Any]) -> str:
     """All tables as Markdown."""
-    parts = [part for task in TASKS for part in (results(found, task), searched(found, task)) if part]
-    return "\n\n".join(parts)
+    parts = []
+    for task in TASKS:
+        searched = search_table(found["search"], "mean true reward over the run", f"{task} ", digits=2)
+        parts += [results(found, task), searched]
+    return "\n\n".join(part for part in parts if part)
 
 
 def results(found: Mapping[str, Any], task: str) -> str:
@@ -87,18 +90,6 @@ def results(found: Mapping[str, Any], task: str) -> str:
     told = f"the reward model tells best from worst in {reward:.1%} of validation groups"
     title = f"{task}: mean ± standard error over seeds (n); {told}"
     return f"{title}\n\n{table(['', *HEADS, 'rate', 'CPU seconds'], rows)}"
-
-
-def searched(found: Mapping[str, Any], task: str) -> str:
-    """The search, written down."""
-    there = {name: one for name, one in found["search"].items() if name.startswith(f"{task} ")}
-    if not there:
-        return ""
-    labels = list(next(iter(there.values()))["tried"])
-    rows = [[name.removeprefix(f"{task} "), *(tried(one, label, 2) for label in labels)] for name, one in there.items()]
-    head = ["", *(label.removeprefix("learning rate ") for label in labels)]
-    title = f"{task}: mean true reward over the run of the search's seeds by learning rate; the chosen one in bold"
-    return f"{title}\n\n{table(head, rows)}"
 
 
 def figures(found: Mapping[str, Any], folder: Path) -> None:

@@ -10,7 +10,7 @@ from spo_arms import ALPHA, ALPHAS, BETA, BETAS, DPO_BASE, DPO_BETA, DPO_BETAS, 
 from trials.claims import Claim, More
 from trials.figures import Picture
 from trials.report import Report
-from trials.searched import tried
+from trials.searched import search_table
 from trials.statistics import plus_minus, table
 
 SPO_GRID = list(dict.fromkeys([*(spo(a, BETA).name for a in ALPHAS), *(spo(ALPHA, b).name for b in BETAS)]))
@@ -46,7 +46,7 @@ def claims() -> list[Claim]:
 
 def tables(found: Mapping[str, Any]) -> str:
     """All tables as Markdown."""
-    return f"{results(found)}\n\n{searched(found)}"
+    return f"{results(found)}\n\n{search_table(found['search'], 'mean win rate over the run')}"
 
 
 def results(found: Mapping[str, Any]) -> str:
@@ -58,15 +58,6 @@ def results(found: Mapping[str, Any]) -> str:
             rows.append([arm.name, *values, f"{one['cpu_seconds']['mean']:.0f}"])
     title = "Win rate against the reference: mean ± standard error over seeds (n)"
     return f"{title}\n\n{table(['', *HEADS, 'CPU seconds'], rows)}"
-
-
-def searched(found: Mapping[str, Any]) -> str:
-    """The search, written down."""
-    there = found["search"]
-    labels = list(next(iter(there.values()))["tried"])
-    rows = [[name, *(tried(one, label, 3) for label in labels)] for name, one in there.items()]
-    title = "Mean win rate over the run of the search's seeds by learning rate; the chosen one in bold"
-    return f"{title}\n\n{table(['', *(label.removeprefix('learning rate ') for label in labels)], rows)}"
 
 
 def figures(found: Mapping[str, Any], folder: Path) -> None:
