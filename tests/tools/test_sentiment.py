@@ -73,6 +73,9 @@ def test_rewards_at_equal_kl_are_read_off_along_the_root_of_kl_where_a_path_firs
     assert tool.frontiers.at(path[:2] + path[3:], 6.25) == 5.0
     assert tool.frontiers.at(path, 9.0) == 8.0
     assert tool.frontiers.height([(0.0, 0.0), (9.0, 3.0)], 1.0, 4.0, places=2) == pytest.approx((1 + 2) / 2)
+    near, far = 0.48, 6.8
+    assert near + (far - near) > far  # in floating point
+    tool.frontiers.height([(0.0, 0.0), (far, 3.0)], near, far)
     with pytest.raises(ValueError, match="9 nats"):
         tool.frontiers.at(path, 9.1)
 

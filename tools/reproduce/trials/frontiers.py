@@ -48,7 +48,8 @@ def height(path: Path, near: float, far: float, places: int = 8) -> float:
 
     One number for a whole frontier: of two the one that lies above the other has the larger.
     """
-    return sum(at(path, near + (far - near) * i / (places - 1)) for i in range(places)) / places
+    kls = [min(near + (far - near) * i / (places - 1), far) for i in range(places)]  # rounding may go beyond
+    return sum(at(path, kl) for kl in kls) / places
 
 
 def steps_of(final: Mapping[str, Any]) -> list[str]:
