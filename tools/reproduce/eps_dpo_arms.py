@@ -12,19 +12,20 @@ EPSILON = "ε-DPO"
 GROUPS: Options = {"data.select": "ranked", "data.batch_size": 8}
 SINGLES: Options = {"data": "UnpairedData", "data.batch_size": 32}
 BETA = 0.01
-"""Of every method whose β multiplies a log-ratio: ε-DPO's own, so that none is held closer to the reference.
+"""Of every method whose β multiplies a log-ratio to the reference: ε-DPO's own, so that none is held closer to it.
 
-And what a nat costs where learning rates are chosen, since the judge alone would choose text without sense.
+R-DPO's α is half of it, as by default: a token costs half a nat of the margin. And what a nat costs where rates are
+chosen, since the judge alone would choose text without sense.
 """
 METHODS: dict[str, Options] = {
     "DPO": {"model": "DPO", "model.beta": BETA},
     "RRHF": {"model": "RRHF", **GROUPS},
     "SLiC-HF": {"model": "SLiC"},
     "IPO": {"model": "IPO"},
-    "CPO": {"model": "CPO", "model.beta": BETA},
+    "CPO": {"model": "CPO"},
     "KTO": {"model": "KTO", "model.beta": BETA, **SINGLES},
     "ORPO": {"model": "ORPO"},
-    "R-DPO": {"model": "RDPO", "model.beta": BETA},
+    "R-DPO": {"model": "RDPO", "model.beta": BETA, "model.alpha": BETA / 2},
     "SimPO": {"model": "SimPO"},
     "β-DPO": {"model": "BetaDPO", "model.beta": BETA},
     "TR-DPO": {"model": "TRDPO", "model.beta": BETA, "model.alpha": 0.6, "model.tau": 1},
@@ -35,8 +36,12 @@ HARD = "TR-DPO, hard"
 FRONTIERS = ("DPO", EPSILON, "TR-DPO", HARD, "β-DPO")
 BETAS = (0.5, 0.1, 0.05, 0.01)
 EPSILONS = (0.005, 0.01, 0.02)
-PRECISIONS = ("float32", "bf16 weights", "bf16 weights and logits")
-"""In which a trained policy's decisions are looked at again; but for the last, logits are formed in float32."""
+PRECISIONS = ("float32", "bf16 weights", "bf16 logits", "bf16 throughout")
+"""In which a trained policy's decisions are looked at again.
+
+Logits formed in float32 from weights of either kind; then logits of a bf16 model, all after them in float32, as under
+autocast; then mixtures, log-probs and sums in bf16 as well.
+"""
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
 """Of the margins."""
 TAU = 8

@@ -37,6 +37,7 @@ def frontier(arms: dict[str, Any], other: str) -> Claim:
             told.append("{:g}: {:.1f} to {:.1f}".format(beta, *between))
             for method, some in paths.items():
                 sides[method].append([height(path, *between) for path in some])
+                arms[names[method]]["final"][at_equal(other)] = summary(sides[method][-1])
     if not told:
         return Undecided(f"{text}: they share no KL", measure)
     for method, heights in sides.items():
@@ -44,6 +45,11 @@ def frontier(arms: dict[str, Any], other: str) -> Claim:
         of_method["final"][measure] = summary([fmean(seed) for seed in zip(*heights, strict=True)])
     text += f" (nats by β, {', '.join(told)})"
     return More(text, measure, [f"frontier of {EPSILON}"], [f"frontier of {other}"])
+
+
+def at_equal(other: str) -> str:
+    """The measure of two methods at one β: the mean win rate over the KLs that ε-DPO and another share."""
+    return f"win rate at equal KL ({other})"
 
 
 def of_ties(arms: dict[str, Any]) -> list[Claim]:
@@ -88,10 +94,10 @@ def of_directions(arms: dict[str, Any]) -> list[Claim]:
 
 def of_the_table() -> list[Claim]:
     """ε-DPO against every other method."""
-    kinds = {"raw": "", "length-controlled": ", at equal length"}
+    kinds = {"raw": "", "length-controlled": " and at equal length"}
     return [
         More(
-            f"{EPSILON} beats the reference more often than {other} does{said}",
+            f"{EPSILON} beats the reference more often than {other} does, whatever their KL{said}",
             f"against reference, {kind}",
             [EPSILON],
             [other],

@@ -54,8 +54,10 @@ def decisions(folder: Path, epsilon: float, number: int) -> dict[str, float]:
                 steps = torch.cat([monotone_step(one) for one in scores]).cpu()
                 found |= margins(steps, gaps) | shares(changes, PRECISIONS[0])
             else:
-                rounded = torch.cat([rounded_changes(loaded.pair, part, epsilon) for part in parts]).cpu()
-                found |= shares(changes, PRECISIONS[1]) | shares(rounded, PRECISIONS[2])
+                found |= shares(changes, PRECISIONS[1])
+                for name, after in zip(PRECISIONS[2:], (torch.float32, torch.bfloat16), strict=True):
+                    rounded = [rounded_changes(loaded.pair, part, epsilon, after) for part in parts]
+                    found |= shares(torch.cat(rounded).cpu(), name)
     return found
 
 
@@ -101,8 +103,8 @@ def cut(pairs: CompletionBatch) -> Iterator[CompletionBatch]:
     return (pairs.rows(slice(start, start + AT_ONCE)) for start in range(0, len(pairs.row), AT_ONCE))
 
 
-def rounded_changes(pair: PolicyReferencePair, batch: CompletionBatch, epsilon: float) -> Tensor:
-    """The same where logits, their mixtures, log-probs and sums all have the type of the weights.
+def rounded_changes(pair: PolicyReferencePair, batch: CompletionBatch, epsilon: float, after: torch.dtype) -> Tensor:
+    """The same where the model's own head forms the logits, in the type of the weights.
 
     As a program does that thinks nothing of it: z(λ) = log π_λ(y_w) - log π_λ(y_l) under softmax((1 + ε) f_θ - ε f_ref)
     and softmax((1 - ε) f_θ + ε f_ref), and comparisons of these.
@@ -111,15 +113,16 @@ def rounded_changes(pair: PolicyReferencePair, batch: CompletionBatch, epsilon: 
         pair: Policy and reference.
         batch: B pairs.
         epsilon: ε.
+        after: Type of all that follows the logits: their mixtures, log-probs and sums.
 
     Returns:
         z(1 + ε) - z(1) and z(1) - z(1 - ε), (B, 2).
     """
     ids, predicts, targets = rows_of(batch)
     attention = torch.ones_like(ids)  # padding stands behind, where a causal model does not look
-    policy = pair.base(input_ids=ids, attention_mask=attention).logits / pair.settings.temperature
+    policy = pair.base(input_ids=ids, attention_mask=attention).logits.to(after) / pair.settings.temperature
     with pair.as_reference():
-        reference = pair.base(input_ids=ids, attention_mask=attention).logits / pair.settings.temperature
+        reference = pair.base(input_ids=ids, attention_mask=attention).logits.to(after) / pair.settings.temperature
     wide, one, narrow = (
         gap((1 + c) * policy - c * reference, ids, predicts, targets) for c in (epsilon, 0.0, -epsilon)
     )

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from eps_dpo_arms import BETA, BETAS, EPSILON, EPSILONS, FRONTIERS, METHODS, PRECISIONS, QUANTILES, at_beta, at_epsilon
-from eps_dpo_claims import WIN, claims
+from eps_dpo_claims import WIN, at_equal, claims
+from trials.claims import More, decided
 from trials.figures import Picture
 from trials.frontiers import steps_of
 from trials.report import Report
@@ -32,6 +33,7 @@ def tables(found: Mapping[str, Any]) -> str:
     parts = [
         methods(arms),
         frontier(arms),
+        by_beta(found),
         epsilons(arms),
         precisions(arms),
         search_table(found["search"], f"reward - {BETA} KL"),
@@ -66,6 +68,20 @@ def frontier(arms: Mapping[str, Any]) -> str:
     return _rows(arms, names, {"kl": 2, WIN: 3, "reward": 3, "tokens": 1}, "frontiers")
 
 
+def by_beta(found: Mapping[str, Any]) -> str:
+    """What the claims about equal KL average over β: ε-DPO's win rate less another method's at each."""
+    _, arms = claims(found)
+    rows = []
+    for other in FRONTIERS:
+        pairs = [More("", at_equal(other), [at_beta(EPSILON, beta)], [at_beta(other, beta)]) for beta in BETAS]
+        sides = [decided(pair, arms) for pair in pairs]
+        cells = [f"{one['difference']:+.3f} ± {one['error']:.3f}" if one.get("error") else "–" for one in sides]
+        if other != EPSILON and set(cells) != {"–"}:
+            rows.append([other, *cells])
+    title = f"win rate of {EPSILON} less that of another method at equal KL: mean ± standard error over seeds"
+    return f"{title}\n\n{table(['', *(f'β {beta:g}' for beta in BETAS)], rows)}" if rows else ""
+
+
 def epsilons(arms: Mapping[str, Any]) -> str:
     """What ε does."""
     measures = {"kl": 2, "+1, float32": 3, "-1, float32": 3, "margin of +1 pairs": 2, "margin of -1 pairs": 2}
@@ -75,7 +91,7 @@ def epsilons(arms: Mapping[str, Any]) -> str:
 
 
 def precisions(arms: Mapping[str, Any]) -> str:
-    """Ties of the same policies in three precisions."""
+    """Ties of the same policies by precision."""
     measures = {f"{what}, {name}": 3 for name in PRECISIONS for what in ("ties", "not monotone")}
     return _rows(arms, [at_epsilon(one) for one in EPSILONS], measures, "decisions that leave β as it is, by precision")
 
