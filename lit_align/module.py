@@ -76,6 +76,9 @@ class AlignModule(LightningModule, ABC):
     needs_fresh: ClassVar[bool] = False
     """Whether only completions that the policy itself has just drawn will do."""
 
+    moves_reference: ClassVar[bool] = False
+    """Whether the reference changes as training goes, which then has weights of its own."""
+
     generates: ClassVar[bool] = True
     """Whether what is trained writes text, so that samples of it say something."""
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lit_align.adapters import POLICY, REFERENCE, adapted
+from lit_align.adapters import POLICY, REFERENCE, START, adapted
 from lit_align.batch import CompletionBatch
 from lit_align.layout import separate_rows, tree_rows
 from lit_align.ledger import register_attention
@@ -122,12 +122,13 @@ class Planner:
     Args:
         settings: Model, precision and adapter.
         device: Where it would be loaded; its type alone counts.
+        moving: Whether the reference moves, and so has an adapter beside one that stays.
 
     Raises:
         UserError: If the model's config cannot be read.
     """
 
-    def __init__(self, settings: PairSettings, device: torch.device) -> None:
+    def __init__(self, settings: PairSettings, device: torch.device, moving: bool = False) -> None:
         self.device = device
         base, self.quantization = outline(settings, device, register_attention())
         self.config, self.dtype = base.config, base.dtype
@@ -136,6 +137,9 @@ class Planner:
         largest = max(weight.numel() for weight in matrices(base))
         self.unpacked = 0 if self.quantization == "none" else largest * self.dtype.itemsize
         self.model = _with_adapter(base, settings)
+        for other in (REFERENCE, START) if moving else ():
+            if other not in self.model.peft_config:
+                self.model.add_adapter(other, self.model.peft_config[POLICY])
         if settings.gradient_checkpointing:
             base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             self.model.train()
@@ -154,7 +158,8 @@ class Planner:
         found = one if load.rows == 1 else one.along(self._walk(2, load.length), load.rows)
         masks = load.masked * self.dtype.itemsize
         trained = sum(p.nbytes for p in self.model.parameters() if p.requires_grad)
-        frozen = sum(p.nbytes for name, p in self.model.named_parameters() if f".{REFERENCE}." in name)
+        kept = (f".{REFERENCE}.", f".{START}.")
+        frozen = sum(p.nbytes for name, p in self.model.named_parameters() if any(one in name for one in kept))
         tensors = Estimate(
             base=self.weights,
             adapter=4 * trained + frozen,

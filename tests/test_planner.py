@@ -133,6 +133,19 @@ def test_a_saved_adapter_counts_twice(tmp_path: Path) -> None:
     assert Planner(settings, CPU).estimate(Load(1, 8, 4)).adapter == fresh.adapter * 5 // 4
 
 
+@pytest.mark.parametrize("saved", [False, True])
+def test_a_reference_that_moves_has_an_adapter_and_another_one_stays(tmp_path: Path, saved: bool) -> None:
+    """Trained weights count four times, with gradient and moments; each copy once."""
+    from lit_align.pair import PolicyReferencePair
+
+    model = llama(tmp_path / "model")
+    PolicyReferencePair(PairSettings(model, lora=LoraSettings(r=R))).save_adapter(tmp_path / "adapter")
+    fresh = planner(model).estimate(Load(1, 8, 4))
+    lora = LoraSettings(r=R, adapter=str(tmp_path / "adapter") if saved else None)
+    moving = Planner(PairSettings(model, lora=lora), CPU, moving=True)
+    assert moving.estimate(Load(1, 8, 4)).adapter == fresh.adapter * 6 // 4
+
+
 MEASURE = """
 import os, sys
 from pathlib import Path

@@ -50,7 +50,9 @@ class MemoryPlan(Callback):
         if stage != "fit" or settings is None or not trainer.is_global_zero:
             return
         share = trainer.world_size * trainer.accumulate_grad_batches
-        self.expected = plan(settings, trainer.datamodule, trainer.strategy.root_device, share)  # type: ignore[attr-defined]
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        moving = getattr(pl_module, "moves_reference", False)
+        self.expected = plan(settings, data, trainer.strategy.root_device, share, moving)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say what it was."""
@@ -59,7 +61,7 @@ class MemoryPlan(Callback):
             print(f"memory: the peak was {_size(found)}, {found / self.expected:.2f} of what was expected", flush=True)
 
 
-def plan(settings: PairSettings, data: Any, device: torch.device, share: int) -> int | None:
+def plan(settings: PairSettings, data: Any, device: torch.device, share: int, moving: bool = False) -> int | None:
     """Print what a run is expected to take, and warn where that is more than there is.
 
     Args:
@@ -67,6 +69,7 @@ def plan(settings: PairSettings, data: Any, device: torch.device, share: int) ->
         data: The data module, loaded.
         device: Where the run would be.
         share: Micro-batches of an optimizer step, over all ranks.
+        moving: Whether the reference moves.
 
     Returns:
         Bytes of the expected peak, or None where it cannot be told; the log then says why.
@@ -76,7 +79,7 @@ def plan(settings: PairSettings, data: Any, device: torch.device, share: int) ->
     """
     try:
         with isolate_rng(include_cuda=False):  # the adapter's first weights are the same with and without a plan
-            return _plan(settings, data, device, share)
+            return _plan(settings, data, device, share, moving)
     except UserError:
         raise
     except Exception as error:  # an unusual model may raise anything when it is walked through without weights
@@ -84,12 +87,12 @@ def plan(settings: PairSettings, data: Any, device: torch.device, share: int) ->
         return None
 
 
-def _plan(settings: PairSettings, data: Any, device: torch.device, share: int) -> int | None:
+def _plan(settings: PairSettings, data: Any, device: torch.device, share: int, moving: bool) -> int | None:
     steps = heaviest(data, share)
     if not steps:
         log.info(UNTOLD, f"{type(data).__name__} does not say its batches")
         return None
-    planner = Planner(settings, device)
+    planner = Planner(settings, device, moving)
     estimate = max((planner.together(step) for step in steps), key=lambda one: one.total)
     longest = max((group for step in steps for group in groups_of(step[0])), key=tokens_of)
     own, room = program(device), free(device)

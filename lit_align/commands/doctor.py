@@ -75,10 +75,8 @@ def run(args: Sequence[str]) -> None:
     print(f"\n{type(objective).__name__} can learn from what {type(data).__name__} gives")
     print()
     accumulated = settings.trainer.accumulate_grad_batches
-    if (
-        plan(objective.pair_settings, data, torch.device("cuda" if torch.cuda.is_available() else "cpu"), accumulated)
-        is None
-    ):
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if plan(objective.pair_settings, data, device, accumulated, objective.moves_reference) is None:
         print("memory: it cannot be told beforehand")
     show_rows(data.prompts(max(1, settings.rows)), objective.tokenizer, settings.rows)
     if settings.load_weights:

@@ -17,6 +17,9 @@ class TRDPO(AlignModule):
     weights: with α < 1 the adapter's first factor is frozen and shared, and only the second is trained and averaged
     (averaging both factors would not average the weights they stand for). The reference is in the checkpoint.
 
+    What is logged of the loss and its log-ratios is against the reference as it is; samples and ``evaluate`` say how
+    far the policy is from where training began.
+
     Args:
         beta: Inverse temperature β, > 0.
         alpha: Share of the policy in the new reference α, in [0, 1]; 0 is DPO.
@@ -26,6 +29,7 @@ class TRDPO(AlignModule):
     """
 
     stats = ("beta",)
+    moves_reference = True
 
     def __init__(
         self,
