@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from lit_align.adapters import START
 from lit_align.batch import CompletionBatch, Loss, Sampling
 from lit_align.errors import UserError
 from lit_align.module import AlignModule
@@ -50,9 +51,10 @@ ADAPTIVE: list[tuple[type[AlignModule], dict[str, float]]] = [
 
 
 def trained_state(module: LightningModule) -> dict[str, torch.Tensor]:
-    """The adapters, and adaptive state beside them."""
+    """The adapters but the one that stays as it was, and adaptive state beside them."""
     state = module.state_dict()
-    return {k: v for k, v in state.items() if "lora" in k or k in {"beta", "running", "corrected"}}
+    adapters = {k for k in state if "lora" in k and f".{START}." not in k}
+    return {k: v for k, v in state.items() if k in adapters | {"beta", "running", "corrected"}}
 
 
 @pytest.mark.parametrize(("kind", "options"), ADAPTIVE, ids=lambda value: getattr(value, "__name__", ""))
