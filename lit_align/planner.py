@@ -136,10 +136,7 @@ class Planner:
         self.weights = base_bytes(base, self.quantization)
         largest = max(weight.numel() for weight in matrices(base))
         self.unpacked = 0 if self.quantization == "none" else largest * self.dtype.itemsize
-        self.model = _with_adapter(base, settings)
-        for other in (REFERENCE, START) if moving else ():
-            if other not in self.model.peft_config:
-                self.model.add_adapter(other, self.model.peft_config[POLICY])
+        self.model = _with_adapters(base, settings, moving)
         if settings.gradient_checkpointing:
             base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             self.model.train()
@@ -247,11 +244,14 @@ def base_bytes(model: PreTrainedModel, quantization: str) -> int:
     return round(quantized * WEIGHT_BYTES[quantization]) + (every - quantized) * model.dtype.itemsize
 
 
-def _with_adapter(base: Any, settings: PairSettings) -> Any:
-    if settings.lora.adapter is None:
-        return adapted(base, settings)
+def _with_adapters(base: Any, settings: PairSettings, moving: bool) -> Any:
     from peft import LoraConfig, get_peft_model
 
-    model = get_peft_model(base, LoraConfig.from_pretrained(settings.lora.adapter), adapter_name=POLICY)
-    model.add_adapter(REFERENCE, model.peft_config[POLICY])
+    saved = settings.lora.adapter
+    if saved is None:
+        model = adapted(base, settings)
+    else:
+        model = get_peft_model(base, LoraConfig.from_pretrained(saved), adapter_name=POLICY)
+    for other in (REFERENCE, START) if moving else (REFERENCE,) if saved else ():
+        model.add_adapter(other, model.peft_config[POLICY])
     return model
