@@ -39,9 +39,11 @@ def passed(model: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     return out.detach(), grads
 
 
+@pytest.mark.parametrize("rank", [4, 64])
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gpt_neox", "gpt2"])
-def test_values_and_gradients_are_pefts(family: str) -> None:
-    model = adapted(family)  # qwen2 and gpt_neox have biases, gpt2 has weights that are transposed
+def test_values_and_gradients_are_pefts(family: str, rank: int) -> None:
+    """At a rank of 64, which is full, the update is added to the weights."""
+    model = adapted(family, r=rank)  # qwen2 and gpt_neox have biases, gpt2 has weights that are transposed
     expected = passed(model)
     add_in_place(model)
     assert spared(model) == sum(hasattr(layer, "lora_A") for layer in model.modules()) > 0
