@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import inspect
 import logging
-from functools import cache
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-log = logging.getLogger(__name__)
+from lit_align.kv_cache import growing_cache
 
-ROOM = 64
-"""Tokens a cache has room for beyond those it holds, whenever it grows: between two growths nothing is copied."""
+log = logging.getLogger(__name__)
 
 
 class Decoding(Protocol):
@@ -146,93 +144,6 @@ class PlainDecoding:
     def _read(self) -> Tensor:
         output = self.network(input_ids=self.ids, attention_mask=self.mask.long(), use_cache=False)
         return output.last_hidden_state[torch.arange(len(self.ids), device=self.ids.device), self.mask.sum(-1) - 1]
-
-
-class Growing:
-    """Keys and values of one layer in buffers with room to spare: a step writes its own and copies no other.
-
-    Rows that have left stay behind the others in the buffers until these grow. Mixed into a layer of transformers'
-    cache by ``growing_cache``, whose interface it has.
-
-    Args:
-        window: Sliding window of the layer's attention, which then sees the last ``window`` tokens; None for all.
-    """
-
-    def __init__(self, window: int | None = None) -> None:
-        super().__init__()
-        self.window = window
-        self.is_sliding = window is not None
-        self.count = 0
-        self.keys: Tensor | None = None
-        self.values: Tensor | None = None
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Write the keys and values of N tokens, (R, heads, N, size); return those that the N tokens may see."""
-        self.keys = _written(self.keys, key_states, self.count)
-        self.values = _written(self.values, value_states, self.count)
-        first, rows = self._first(), len(key_states)
-        self.count += key_states.shape[-2]
-        self.is_initialized = True
-        return self.keys[:rows, :, first : self.count], self.values[:rows, :, first : self.count]
-
-    def get_seq_length(self) -> int:
-        """Tokens held."""
-        return self.count
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """How many tokens ``query_length`` new ones will see, and the place of the first."""
-        return self.count + query_length - self._first(), self._first()
-
-    def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Row i goes on as row ``beam_idx[i]`` was; only rows that change their place are copied."""
-        if self.keys is not None and self.values is not None:
-            self.keys = _reordered(self.keys, beam_idx, self.count)
-            self.values = _reordered(self.values, beam_idx, self.count)
-
-    def _first(self) -> int:
-        return 0 if self.window is None else max(0, self.count - self.window + 1)
-
-
-def growing_cache(config: Any) -> Any:
-    """transformers' cache for a model, with growing buffers in place of its attention layers' tensors.
-
-    Layers of another kind, such as those of recurrent models, stay as they are.
-    """
-    from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
-
-    found = DynamicCache(config=config)
-    for index, layer in enumerate(found.layers):
-        if type(layer) in (DynamicLayer, DynamicSlidingWindowLayer):
-            found.layers[index] = _layer_class()(getattr(layer, "sliding_window", None))
-    return found
-
-
-@cache
-def _layer_class() -> Any:
-    """``Growing`` as transformers' cache knows its layers; made late, since transformers is imported late."""
-    from transformers.cache_utils import DynamicLayer
-
-    return type("GrowingLayer", (Growing, DynamicLayer), {})
-
-
-def _written(buffer: Tensor | None, new: Tensor, count: int) -> Tensor:
-    """The buffer with new columns behind its first ``count``; a longer one, of the rows still there, if it is full."""
-    rows, heads, length, size = new.shape
-    if buffer is None or count + length > buffer.shape[2]:
-        longer = new.new_empty(rows, heads, count + length + ROOM, size)
-        if buffer is not None:
-            longer[:, :, :count] = buffer[:rows, :, :count]
-        buffer = longer
-    buffer[:rows, :, count : count + length] = new
-    return buffer
-
-
-def _reordered(buffer: Tensor, index: Tensor, count: int) -> Tensor:
-    if len(index) > len(buffer):
-        return buffer[index]
-    moved = (index != torch.arange(len(index), device=index.device)).nonzero()[:, 0]
-    buffer[moved, :, :count] = buffer[index[moved], :, :count]
-    return buffer
 
 
 def _arguments(model: Any) -> set[str]:

@@ -15,10 +15,6 @@ from lit_align.batch import CompletionBatch, Rollout, Sampling
 from lit_align.decoding import Decoding
 from lit_align.logprobs import Head, exact_head, logits
 
-ROWS = 128
-"""Completions that grow at once, which bounds the cache of keys and values. On the model that comes along 128 give a
-quarter more tokens a second than 64, since a batch of which most have ended is read at a poor rate."""
-
 
 def draw(
     begin: Callable[[], Decoding],
@@ -27,6 +23,7 @@ def draw(
     completions: int,
     sampling: Sampling,
     stop_ids: Sequence[int],
+    together: int,
 ) -> Rollout:
     """Draw completions of each prompt.
 
@@ -37,6 +34,7 @@ def draw(
         completions: Completions of each, >= 1.
         sampling: Length, truncation and seed of the draw.
         stop_ids: Token ids that end a completion; they count as its last token.
+        together: Most completions that grow at once, >= 1.
 
     Returns:
         The prompts with K = ``completions`` columns, without reward, and ``old_logps``: the log-probs under the
@@ -46,7 +44,7 @@ def draw(
     ids = torch.full((len(prompts.row), completions, budget), -1, device=device)
     logps = torch.zeros(ids.shape, device=device)
     stops = torch.tensor(stop_ids, dtype=ids.dtype, device=device)
-    for part, columns in _parts(prompts.prompt_mask.sum(-1), completions):
+    for part, columns in _parts(prompts.prompt_mask.sum(-1), completions, together):
         rows = begin()
         copies = torch.arange(len(part), device=device).repeat_interleave(len(columns))
         hidden = rows.begin(prompts.prompt_ids[part], prompts.prompt_mask[part], copies)
@@ -119,11 +117,11 @@ def choose(scores: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
     return token[:, 0], logp[:, 0].float()
 
 
-def _parts(lengths: Tensor, completions: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Prompts and columns that are drawn together, at most ``ROWS`` of them: prompts of like length, in even parts."""
-    together = max(1, ROWS // completions)
-    columns = torch.arange(completions).tensor_split(-(-completions // ROWS))
-    for part in lengths.argsort(stable=True).tensor_split(-(-len(lengths) // together)):
+def _parts(lengths: Tensor, completions: int, together: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Prompts and columns that are drawn together: prompts of like length, in even parts."""
+    prompts = max(1, together // completions)
+    columns = torch.arange(completions).tensor_split(-(-completions // together))
+    for part in lengths.argsort(stable=True).tensor_split(-(-len(lengths) // prompts)):
         for some in columns:
             yield part, some
 

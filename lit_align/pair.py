@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from lit_align.cache import ReferenceCache
 from lit_align.decoding import decoding, has_cache
 from lit_align.errors import UserError
 from lit_align.generation import draw
+from lit_align.kv_cache import rows_at_once
 from lit_align.layout import Rows, one_row, separate_rows, to_columns, tree_inputs, tree_rows
 from lit_align.logprobs import token_scores
 from lit_align.models import check_head, head_of, load_base, shares_prompts, stop_ids
@@ -161,8 +163,10 @@ class PolicyReferencePair(nn.Module):
             from, temperature and truncation included.
         """
         head = head_of(self.base, sampling.temperature or self.settings.temperature)
+        together = rows_at_once(self.base, int(prompts.prompt_mask.sum(-1).max()) + sampling.max_new_tokens)
+        begin = partial(decoding, self.base, self.cached)
         with self._in_eval_mode(), self.as_reference(reference):
-            drawn = draw(lambda: decoding(self.base, self.cached), head, prompts, completions, sampling, self.stop_ids)
+            drawn = draw(begin, head, prompts, completions, sampling, self.stop_ids, together)
         if drawn.old_logps is not None and not drawn.old_logps.isfinite().all():
             raise UserError(
                 f"the logits of {self.settings.model} are not finite, so nothing can be drawn from it: the weights are "

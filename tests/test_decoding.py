@@ -1,4 +1,4 @@
-"""The cache of keys and values against transformers' own, and rows read token by token against rows read whole."""
+"""Rows read token by token against rows read whole."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from typing import Any
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
-from transformers.cache_utils import DynamicCache
 
-from lit_align.decoding import Growing, decoding, growing_cache, has_cache
+from lit_align.decoding import decoding, has_cache
 from tests.families import GROUPED, SIZES, tiny
 
 OTHERS: dict[str, dict[str, Any]] = {
@@ -37,48 +36,12 @@ def other(family: str) -> Any:
     return model.eval()
 
 
-@pytest.mark.parametrize("window", [None, 6])
-def test_growing_buffers_give_what_the_librarys_cache_gives(window: int | None, monkeypatch: Any) -> None:
-    """The same keys, values and mask sizes over growths, copies and rows that leave or change their place."""
-    monkeypatch.setattr("lit_align.decoding.ROOM", 3)
-    config = AutoConfig.for_model("mistral", **(SIZES | GROUPED | {"sliding_window": window}))
-    own, ours = DynamicCache(config=config), growing_cache(config)
-    assert all(isinstance(layer, Growing) for layer in ours.layers)
-    assert ours.is_sliding == own.is_sliding
-    generator = torch.Generator().manual_seed(0)
-    rows = 3
-    changes = {0: [0, 0, 1, 1, 2, 2], 2: [5, 1, 4, 3], 5: [2, 1, 0], 9: [0, 2]}
-    for step in range(14):
-        length = 4 if step == 0 else 1
-        assert ours.get_mask_sizes(length, 0) == own.get_mask_sizes(length, 0)
-        keys, values = torch.randn(2, rows, 2, length, 8, generator=generator)
-        values = values[..., :5]  # some families' values are narrower
-        for found, expected in zip(ours.update(keys, values, 0), own.update(keys, values, 0), strict=True):
-            assert torch.equal(found, expected)
-        assert ours.get_seq_length() == own.get_seq_length()
-        if step in changes:
-            index = torch.tensor(changes[step])
-            ours.reorder_cache(index)
-            own.reorder_cache(index)
-            rows = len(index)
-
-
-def test_a_step_copies_no_key_and_a_row_that_stays_is_not_moved() -> None:
-    layer = growing_cache(tiny("llama").config).layers[0]
-    layer.update(torch.ones(4, 2, 5, 8), torch.ones(4, 2, 5, 8))
-    place = layer.keys.data_ptr()
-    layer.update(torch.ones(4, 2, 1, 8), torch.ones(4, 2, 1, 8))
-    layer.reorder_cache(torch.tensor([0, 3]))
-    seen, _ = layer.update(torch.ones(2, 2, 1, 8), torch.ones(2, 2, 1, 8))
-    assert layer.keys.data_ptr() == seen.data_ptr() == place
-
-
 @pytest.mark.parametrize("family", [*OTHERS, "llama", "gemma2", "mistral", "gpt2"])
 def test_rows_read_token_by_token_are_the_models_own(
     family: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Ragged prompts, unequal copies, rows that leave: each hidden state is that of the unpadded row read whole."""
-    monkeypatch.setattr("lit_align.decoding.ROOM", 2)
+    monkeypatch.setattr("lit_align.kv_cache.ROOM", 2)
     model = other(family) if family in OTHERS else tiny(family)
     cached = has_cache(model)
     assert cached == (family != "rwkv")

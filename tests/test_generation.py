@@ -171,7 +171,7 @@ def test_batch_order_padding_columns_and_budget_do_not_change_a_draw(
     )
     assert [group(pair.generate(padded, 3, sampling), b) for b in range(4)] == groups
     for rows in (3, 11):
-        monkeypatch.setattr("lit_align.generation.ROWS", rows)
+        monkeypatch.setattr("lit_align.kv_cache.ROWS", rows)
         more = pair.generate(prompts, 5, sampling._replace(max_new_tokens=20))
         shown = [[text[:12] for text in group(more, b)] for b in range(4)]
         assert shown == groups
@@ -204,7 +204,7 @@ def test_a_prompt_is_read_once_and_a_completion_that_ended_no_more(
     assert sum(tokens for _, tokens in read[1:]) == (drawn.lengths - 1).sum()
     assert 1 < drawn.lengths.min() + 1 < drawn.lengths.max() == 20
     # No more rows at once than the constant says, whether prompts or completions are many.
-    monkeypatch.setattr("lit_align.generation.ROWS", 4)
+    monkeypatch.setattr("lit_align.kv_cache.ROWS", 4)
     with pair.base.base_model.register_forward_pre_hook(look, with_kwargs=True):
         read.clear()
         pair.generate(prompts, 2, Sampling(4))

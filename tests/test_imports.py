@@ -43,10 +43,12 @@ ALLOWED = {
     "logp_files": FOUNDATION,
     "caches": set(),
     "cache": FOUNDATION | {"adapters", "caches", "logp_files", "settings"},
-    "decoding": FOUNDATION,
+    "kv_cache": set(),
+    "decoding": FOUNDATION | {"kv_cache"},
     "generation": FOUNDATION | {"decoding", "logprobs"},
     "pair": FOUNDATION
-    | {"adapters", "attention", "cache", "decoding", "generation", "logprobs", "layout", "models", "settings"},
+    | {"adapters", "attention", "cache", "decoding", "generation", "kv_cache", "logprobs", "layout", "models"}
+    | {"settings"},
     "draws": FOUNDATION | {"pair", "snapshot"},
     "checks": FOUNDATION,
     "contents": FOUNDATION | {"module"},
