@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ import torch
 
 from lit_align.batch import Batch, MixedBatch, Scores, completions_of
 from lit_align.errors import UserError
+
+log = logging.getLogger(__name__)
 
 
 def check_groups(objective: type[Any], data: Any, batch: Batch) -> None:
@@ -119,23 +122,31 @@ def check_start(scores: Scores, model: str, tolerance: float = 0.0) -> None:
         )
 
 
-def check_accelerator(name: Any) -> None:
-    """Refuse a GPU that is not there, before anything is loaded.
+def usable_accelerator(name: Any) -> Any:
+    """Refuse a GPU that is not there, or that lacks what is needed, before anything is loaded.
+
+    Args:
+        name: ``trainer.accelerator``.
+
+    Returns:
+        The same, but the CPU where "auto" would take an Apple GPU.
 
     Raises:
         UserError: With what PyTorch sees and the remedies.
     """
     if name in {"auto", "gpu", "mps"} and torch.backends.mps.is_available():
-        raise UserError(
-            f"trainer.accelerator={name} would take the Apple GPU, which lacks float64, and metrics and adapted values "
-            "are held in that: use --trainer.accelerator cpu"
-        )
+        lacks = "the Apple GPU lacks float64, and metrics and adapted values are held in that"
+        if name != "auto":
+            raise UserError(f"trainer.accelerator is {name}, but {lacks}: use --trainer.accelerator cpu")
+        log.warning("%s: the CPU is used", lacks)
+        return "cpu"
     if name in {"gpu", "cuda"} and not torch.cuda.is_available():
         raise UserError(
             f"trainer.accelerator is {name}, but PyTorch {torch.__version__} sees no GPU. If there is one, check that "
             "nvidia-smi lists it and that PyTorch was built for CUDA (https://pytorch.org/get-started); otherwise use "
             "--trainer.accelerator cpu, or put --config configs/hardware/cpu.yaml last"
         )
+    return name
 
 
 def check_checkpoint_path(path: str | None) -> None:

@@ -25,7 +25,7 @@ from lit_align.callbacks.samples import SampleTable
 from lit_align.callbacks.signals import Signals
 from lit_align.callbacks.validation import validation_table
 from lit_align.checkpoint import LAST, SafeCheckpointIO
-from lit_align.checks import check_accelerator, check_checkpoint_path
+from lit_align.checks import check_checkpoint_path, usable_accelerator
 from lit_align.errors import UserError
 from lit_align.mistakes import class_named
 from lit_align.module import AlignModule
@@ -117,7 +117,7 @@ class AlignCLI(LightningCLI):
         trainer = settings.trainer
         if trainer.max_epochs is None and trainer.max_steps == -1 and trainer.max_time is None:
             trainer.max_epochs = 1
-        check_accelerator(trainer.accelerator)
+        trainer.accelerator = usable_accelerator(trainer.accelerator)
         check_checkpoint_path(settings.ckpt_path)
         if settings.resume and self.config.subcommand == "fit":
             self._resume(settings)

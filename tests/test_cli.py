@@ -252,6 +252,19 @@ def test_a_gpu_that_is_not_there_is_refused_with_the_remedy(
     assert "--trainer.accelerator cpu" in message
 
 
+def test_an_apple_gpu_is_refused_where_it_is_asked_for_and_else_left_alone(
+    base: str, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    for name in ("gpu", "mps"):
+        message = refusal(capsys, "--config", base, "--trainer.accelerator", name)
+        assert "float64" in message
+        assert "--trainer.accelerator cpu" in message
+    assert parse("--config", base).trainer.accelerator == "cpu"
+    assert "the CPU is used" in caplog.text
+    assert parse("--config", base, "--trainer.accelerator", "cpu").trainer.accelerator == "cpu"
+
+
 def test_the_traceback_is_there_for_who_asks(base: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LIT_ALIGN_TRACEBACK", "1")
     with pytest.raises(ValueError, match="greater than 0"):
