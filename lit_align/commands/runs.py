@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import yaml
 
-from lit_align.adapters import REFERENCE
+from lit_align.adapters import REFERENCE, held_base
 from lit_align.assets import resolve
 from lit_align.commands.arguments import Loading
 from lit_align.errors import UserError
@@ -173,11 +173,10 @@ def _settings_of_adapter(adapter: Path) -> PairSettings:
 
 
 def _as_held(settings: PairSettings, adapter: Path) -> PairSettings:
-    """The settings with the quantization of training, which ``auto`` may mean another on this machine."""
-    place = adapter / "base.json"
-    if settings.quantization != "auto" or not place.is_file():
-        return settings
-    return replace(settings, quantization=json.loads(place.read_text(encoding="utf-8"))["quantization"])
+    """The settings with type and quantization of training, which ``auto`` may mean others on this machine."""
+    held = held_base(adapter)
+    auto = [name for name in ("dtype", "quantization") if getattr(settings, name) == "auto" and name in held]
+    return replace(settings, **{name: held[name] for name in auto})
 
 
 def _nothing_there(path: str, place: Path, adapter: Path) -> str:

@@ -122,9 +122,14 @@ def test_auto_means_what_it_meant_in_training(base: str, trained: Path, place: P
     shutil.copytree(trained / "adapter", "adapter")
     about = json.loads(Path("adapter/base.json").read_text())
     assert about["quantization"] == "none"
-    Path("adapter/base.json").write_text(json.dumps(about | {"quantization": "nf4"}))
-    assert find_run("adapter").settings.quantization == "nf4"
-    assert find_run(str(trained)).settings.quantization == "none"
+    Path("adapter/base.json").write_text(json.dumps(about | {"quantization": "nf4", "dtype": "bfloat16"}))
+    found = find_run("adapter").settings
+    assert (found.quantization, found.dtype) == ("nf4", "bfloat16")
+    found = find_run(str(trained)).settings
+    assert (found.quantization, found.dtype) == ("none", "float32")
+    Path("adapter/base.json").unlink()
+    found = find_run("adapter").settings
+    assert (found.quantization, found.dtype) == ("auto", "auto")
 
 
 def test_a_merge_that_went_wrong_is_not_written(
