@@ -58,9 +58,11 @@ def _forward(layer: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
 def _sums_first(weight: Tensor, rank: int) -> bool:
     """Whether to add the update to the weight: an adapter of full rank takes longer to apply beside it.
 
-    Not in 16 bits, where a small update would be rounded away.
+    Not in 16 bits, where a small update would be rounded away, and not on a GPU, where it is not known that a product
+    with an update of zero has the very bits of one without.
     """
-    return weight.dtype in (torch.float32, torch.float64) and rank >= min(weight.shape)
+    sound = weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.float64)
+    return sound and rank >= min(weight.shape)
 
 
 def _autocasts(device: str) -> bool:

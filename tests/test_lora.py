@@ -100,8 +100,10 @@ def test_another_adapter_none_and_a_merged_one() -> None:
     assert not torch.allclose(expected[0], expected[2])
 
 
-def test_an_update_of_zero_changes_no_bit() -> None:
-    model = adapted()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("rank", [4, 64])
+def test_an_update_of_zero_changes_no_bit(rank: int, dtype: torch.dtype) -> None:
+    model = adapted(r=rank).to(dtype)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.zeros_(parameter)
