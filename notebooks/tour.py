@@ -57,8 +57,8 @@ print(json.loads((RUN / "data_report.json").read_text())["train"])
 # ## What was learned
 #
 # The margin between the implicit rewards of the two stories of a pair grows. ε-DPO gives every pair a β of its
-# own: where the pair stays in order both when the policy is moved a little away from the reference and when it is
-# moved towards it, β changes.
+# own: where the pair's log-ratio grows or falls steadily as the policy is moved a little towards the reference and a
+# little away from it, β changes.
 
 # %%
 metrics = pd.read_csv(RUN / "metrics.csv").groupby("step").first()
