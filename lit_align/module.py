@@ -99,6 +99,7 @@ class AlignModule(LightningModule, ABC):
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self._stepped = False
         self._size = 0
+        self._rate = 0.0
         self._recurring = False
 
     @abstractmethod
@@ -171,6 +172,24 @@ class AlignModule(LightningModule, ABC):
         trainer = self._trainer
         summed = values.detach().clone()
         return summed if trainer is None else trainer.strategy.reduce(summed, reduce_op="sum")
+
+    def from_ranks(self, values: Tensor) -> Tensor:
+        """The values of all ranks, one rank after the other; ranks may have different numbers of them.
+
+        Args:
+            values: (N,); no gradient goes through.
+
+        Returns:
+            The values, (sum of all N,), the same on every rank.
+        """
+        ranks = 1 if self._trainer is None else self.trainer.world_size
+        counts = torch.zeros(ranks, dtype=torch.int64, device=values.device)
+        counts[self.global_rank] = len(values)
+        ends = self.over_ranks(counts).cumsum(0)
+        end = int(ends[self.global_rank])
+        found = torch.zeros(int(ends[-1]), dtype=values.dtype, device=values.device)
+        found[end - len(values) : end] = values.detach()
+        return self.over_ranks(found)
 
     def reward_pool(self, batch: CompletionBatch) -> Tensor:
         """All rewards that a reward is to be compared with, over all ranks.
@@ -284,6 +303,7 @@ class AlignModule(LightningModule, ABC):
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Take the step, then let the objective adapt; a step that was skipped leaves no trace but its count."""
+        self._rate = self.trainer.optimizers[0].param_groups[0]["lr"]
         super().optimizer_step(*args, **kwargs)
         self._stepped = True
         if not self._finite.skipped:
@@ -306,9 +326,8 @@ class AlignModule(LightningModule, ABC):
             return
         self._stepped = False
         if self.trainer.global_step % self._log_every() == 0:
-            rate = self.trainer.optimizers[0].param_groups[0]["lr"]
             skipped = {"train/skipped_steps": float(self._finite.total)} if self._finite.total else {}
-            write_row(self, {**self.monitor.report(), "train/learning_rate": rate, **skipped})
+            write_row(self, {**self.monitor.report(), "train/learning_rate": self._rate, **skipped})
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Add a micro-batch to the validation metrics."""

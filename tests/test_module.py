@@ -237,6 +237,14 @@ def test_the_first_logged_loss_is_ln_2(tmp_path: Path) -> None:
     assert logged["train/tokens_per_second"] > 0
 
 
+def test_the_logged_rate_is_the_one_the_step_was_taken_at(tmp_path: Path) -> None:
+    """Linear from 0.3 to 0 over three steps: the third is at 0.1."""
+    optim = OptimSettings(learning_rate=0.3, warmup=0.0, schedule="linear")
+    module, last = DPO(pair=PairSettings(save_tiny("llama", tmp_path)), optim=optim), LastLogged()
+    train(module, random_groups(6, 2), [2, 2, 2], 1, callbacks=[last])
+    assert last.values["train/learning_rate"] == pytest.approx(0.1)
+
+
 def test_the_padding_of_a_step_is_the_share_of_cells_without_a_token(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

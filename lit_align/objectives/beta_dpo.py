@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import math
+import random
 import zlib
 
 import torch
@@ -12,6 +15,8 @@ from lit_align.metrics import Total
 from lit_align.module import AlignModule
 from lit_align.objectives.dpo import dpo_loss
 from lit_align.settings import OptimSettings, PairSettings, check
+
+log = logging.getLogger(__name__)
 
 LEAST_BETA = 1e-3
 
@@ -57,7 +62,8 @@ class BetaDPO(AlignModule):
     """β-DPO, arXiv 2407.08639: dynamic β with β-guided selection.
 
     The running mean and deviation of the gaps move once an optimizer step, from all its pairs on all ranks, and are
-    corrected for their start at 0 (a departure: the authors' are not). The selection and β_b belong to the micro-batch.
+    corrected for their start at 0 (a departure: the authors' are not). The selection and β_b belong to the
+    micro-batch of all ranks.
 
     Args:
         beta: β, > 0.
@@ -90,6 +96,7 @@ class BetaDPO(AlignModule):
         self.register_buffer("running", torch.zeros(2, dtype=torch.float64))  # of the gap and its square
         self.register_buffer("corrected", torch.zeros((), dtype=torch.float64))  # 1 - momentum^steps
         self.step_gap, self.step_square = Total(), Total()
+        self._told = False
 
     def moments(self) -> tuple[Tensor, Tensor]:
         """Running mean and standard deviation of the gaps, () each, corrected for their start at 0."""
@@ -101,7 +108,8 @@ class BetaDPO(AlignModule):
         logratio = self.score(batch).logratio
         gap = (logratio[:, 0] - logratio[:, 1]).detach().double()
         mean, deviation = self.moments()
-        keep = self._select(keep_probability(gap, mean, deviation)) if self.training else torch.ones_like(gap).bool()
+        chance = keep_probability(gap, mean, deviation)
+        keep = self._select(chance, batch) if self.training else torch.ones_like(gap).bool()
         totals = self.over_ranks(torch.stack([gap[keep].sum(), keep.sum().double()]))
         beta = batch_beta(totals[0] / totals[1], mean, self.beta, self.a)
         if self.training:
@@ -120,13 +128,31 @@ class BetaDPO(AlignModule):
         self.step_gap.reset()
         self.step_square.reset()
 
-    def _select(self, weight: Tensor) -> Tensor:
-        """Draw the kept fraction of pairs without replacement, at least one, bool (B,)."""
-        count = max(1, round(self.keep * len(weight)))
-        if count == len(weight):
-            return torch.ones_like(weight).bool()
-        # Drawn from where the run is, so that a resumed run and every rank draw what they should.
-        place = f"{self.global_step}/{self.global_rank}/{self.step_gap.update_count}"
-        generator = torch.Generator().manual_seed(zlib.crc32(place.encode()))
-        chosen = torch.multinomial(weight.cpu(), count, replacement=False, generator=generator).to(weight.device)
-        return torch.zeros_like(weight).bool().index_fill(0, chosen, True)
+    def _select(self, weight: Tensor, batch: CompletionBatch) -> Tensor:
+        """Draw the kept fraction of all ranks' pairs without replacement, at least one; this rank's, bool (B,)."""
+        # Drawn from where the run is and from the pair itself: not from its place in the batch, and not from its rank.
+        place = f"{self.global_step}/{self.step_gap.update_count}"
+        own = torch.tensor([gumbel(f"{place}/{name}") for name in names_of(batch)], dtype=weight.dtype)
+        keys = weight.log().nan_to_num(-math.inf) + own.to(weight.device)
+        everywhere = self.from_ranks(keys)
+        count = max(1, round(self.keep * len(everywhere)))
+        if count == len(everywhere) and self.keep < 1 and not self._told:
+            log.warning(
+                "model.keep=%g drops none of a micro-batch of %d pairs: raise data.batch_size", self.keep, count
+            )
+            self._told = True
+        return keys >= everywhere.sort(descending=True).values[count - 1]
+
+
+def names_of(batch: CompletionBatch) -> list[str]:
+    """A name of each group by its row and its tokens: a row may have several pairs."""
+    tokens = [ids[mask].tolist() for ids, mask in zip(batch.completion_ids, batch.completion_mask, strict=True)]
+    return [f"{row} {zlib.crc32(str(ids).encode())}" for row, ids in zip(batch.row.tolist(), tokens, strict=True)]
+
+
+def gumbel(name: str) -> float:
+    """A number of the standard Gumbel distribution, a function of the name alone.
+
+    Taking the pairs of the largest log w + Gumbel draws them without replacement, each time in proportion to w.
+    """
+    return -math.log(-math.log(random.Random(name).uniform(1e-300, 1)))
