@@ -44,7 +44,11 @@ def judge(reward: RewardFunction, batch: CompletionBatch, tokenizer: PreTrainedT
     errors: list[Exception] = []
     if found is None:
         prompts, completions = texts_of(batch, tokenizer)
-        found = _ask(reward, prompts, completions, errors)
+        # A column that only makes a group as wide as the others is no completion.
+        rows = zip(completions, batch.present.tolist(), strict=True)
+        there = [[text for text, present in zip(*row, strict=True) if present] for row in rows]
+        values = _ask(reward, prompts, there, errors).float()
+        found = torch.zeros(batch.present.shape).masked_scatter(batch.present.cpu(), values)
     found = found.float().cpu()
     sound = (found.isfinite() | ~batch.present.cpu()).all(-1)
     if not sound.any():
@@ -71,17 +75,17 @@ def texts_of(batch: CompletionBatch, tokenizer: PreTrainedTokenizerBase) -> tupl
 def _ask(
     reward: RewardFunction, prompts: Sequence[str], completions: Sequence[Sequence[str]], errors: list[Exception]
 ) -> Tensor:
-    """Rewards (B, K), all at once or else group by group; what was raised goes to ``errors``."""
+    """Rewards of all completions (N,), at once or else group by group; what was raised goes to ``errors``."""
     flat = [text for texts in completions for text in texts]
     repeated = [prompt for prompt, texts in zip(prompts, completions, strict=True) for _ in texts]
     try:
-        return _numbers(reward, repeated, flat).view(len(prompts), -1)
+        return _numbers(reward, repeated, flat)
     except UserError:
         raise
     except Exception as error:
         errors.append(error)
     if len(prompts) == 1:
-        return torch.full((1, len(flat)), torch.nan)
+        return torch.full((len(flat),), torch.nan)
     parts = [_ask(reward, [prompt], [texts], errors) for prompt, texts in zip(prompts, completions, strict=True)]
     return torch.cat(parts)
 

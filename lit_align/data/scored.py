@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,8 @@ from lit_align.data.shorten import Shorten, shortened
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+log = logging.getLogger(__name__)
 
 JUDGED_AT_ONCE = 64
 """Rows a reward is given together."""
@@ -99,7 +102,7 @@ class ScoredGroups(CompletionData):
         judged: list[Group] = []
         for start in range(0, len(groups), JUDGED_AT_ONCE):
             some = groups[start : start + JUDGED_AT_ONCE]
-            found = judge(self.reward, collate(some), tokenizer).tolist()
+            found = self._judged(some, tokenizer, first=start == 0)
             for group, row in zip(some, found, strict=True):
                 rewards = row[: len(group.completion_ids)]
                 if reason := _useless(rewards):
@@ -107,6 +110,17 @@ class ScoredGroups(CompletionData):
                 else:
                     judged.append(taken(group._replace(rewards=rewards), self._positions(rewards)))
         return judged
+
+    def _judged(self, groups: list[Group], tokenizer: PreTrainedTokenizerBase, first: bool) -> list[list[float]]:
+        """The rewards of some groups; a reward that fails for all of the first ones is not asked again."""
+        assert self.reward is not None
+        try:
+            return judge(self.reward, collate(groups), tokenizer).tolist()
+        except DataError as error:
+            if first:
+                raise
+            log.warning("%s", error)
+            return [[math.nan] * len(group.completion_ids) for group in groups]
 
     def split(self, group: Group, report: SplitReport) -> list[Group]:
         """The group, or with "all_pairs" each of its pairs that is not the same after tokenization and cutting."""

@@ -142,3 +142,29 @@ def test_data_without_rewards_has_none_to_compare_with(tmp_path):
     data = PreferenceData(str(write_jsonl(tmp_path / "a.jsonl", [PAIR])), validation_size=0)
     data.load(byte_tokenizer())
     assert data.training_rewards is None
+
+
+def mean_of_words(prompts: list[str], completions: list[str]) -> list[float]:
+    """A reward that cannot take an empty text, and refuses what begins with a bad word."""
+    return [sum(map(len, text.split())) / len(text.split()) + 0 / (not text.startswith("bad")) for text in completions]
+
+
+def judged(path, *rows: list[str]):
+    old = [row(n, *((text, float(place)) for place, text in enumerate(texts))) for n, texts in enumerate(rows)]
+    data = validating(ScoredGroups, path, old, reward=mean_of_words, max_dropped=0.9)
+    return everything(data), data.report.parts["train"]
+
+
+def test_columns_that_only_pad_a_group_are_no_completions_for_a_reward(tmp_path):
+    batch, report = judged(tmp_path, ["a", "bbb", "cc"], ["dd", "e"], ["f", "gggg"])
+    assert batch.reward.tolist() == [[3, 2, 1], [2, 1, 0], [4, 1, 0]]
+    assert report.dropped == {}
+
+
+def test_a_reward_that_fails_late_loses_rows_and_one_that_fails_at_once_ends(tmp_path, monkeypatch):
+    monkeypatch.setattr("lit_align.data.scored.JUDGED_AT_ONCE", 2)
+    batch, report = judged(tmp_path, ["a", "bb"], ["c", "dd"], ["bad", "e"])
+    assert batch.row.tolist() == [0, 1]
+    assert [tally.places for tally in report.dropped.values()] == [["row 2"]]
+    with pytest.raises(DataError, match="ZeroDivisionError"):
+        judged(tmp_path, ["bad", "a"], ["bad", "b"], ["c", "dd"])
