@@ -183,7 +183,7 @@ class StatMeans(SumMetric):
 
 
 class Throughput(Metric):
-    """Tokens of prompts and completions, each counted once, a second of training; ``tokens_per_second``."""
+    """Tokens a second: of training, prompts and completions counted once, or of drawing; ``tokens_per_second``."""
 
     full_state_update = False
     tokens: Tensor
@@ -221,26 +221,28 @@ def chosen_and_rejected(values: Tensor, batch: CompletionBatch, loss: Loss) -> t
         loss: The loss of the groups.
     """
     if not unpaired(batch, loss):
-        return best_and_worst(values, batch.present)
+        return best_and_worst(values, batch)
     assert batch.reward is not None
     good = batch.reward[:, 0] > 0
     return values[good, 0], values[~good, 0]
 
 
-def best_and_worst(values: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
-    """First and last present column of each group that has at least two.
+def best_and_worst(values: Tensor, batch: CompletionBatch) -> tuple[Tensor, Tensor]:
+    """First and last present column of each group that has at least two, not all of one reward.
 
     Args:
         values: One value per completion, best completion first, (B, K).
-        present: Which columns are there, bool (B, K).
+        batch: The groups.
 
     Returns:
-        Two tensors (B',), B' the groups with two or more completions.
+        Two tensors (B',), B' the groups with two or more completions that differ.
     """
-    count = present.sum(-1)
-    last = count.clamp(min=1) - 1
+    count = batch.present.sum(-1)
+    last = (count.clamp(min=1) - 1)[:, None]
     keep = count > 1
-    return values[keep, 0], values.gather(1, last[:, None])[keep, 0]
+    if batch.reward is not None:
+        keep = keep & (batch.reward[:, 0] != batch.reward.gather(1, last)[:, 0])
+    return values[keep, 0], values.gather(1, last)[keep, 0]
 
 
 def standard_metrics(stats: Sequence[str] = ()) -> MetricCollection:

@@ -18,6 +18,7 @@ from lit_align.metrics import (
     best_and_worst,
     standard_metrics,
 )
+from tests.objectives.contract import random_groups
 
 Update = tuple[CompletionBatch, Scores, Loss]
 
@@ -141,9 +142,15 @@ def test_throughput_is_tokens_of_all_over_seconds_of_the_slowest() -> None:
 def test_best_and_worst_are_the_first_and_the_last_present() -> None:
     values = torch.tensor([[5.0, 1.0, 3.0], [4.0, 2.0, 9.0], [8.0, 9.0, 9.0]])
     present = torch.tensor([[1, 1, 1], [1, 1, 0], [1, 0, 0]], dtype=torch.bool)
-    best, worst = best_and_worst(values, present)
+    groups = random_groups(3, 3)._replace(present=present)
+    best, worst = best_and_worst(values, groups)
     assert best.tolist() == [5.0, 4.0]
     assert worst.tolist() == [3.0, 2.0]
+    # Where all rewards are equal there is no better one; what an absent column holds does not count.
+    equal = groups._replace(reward=torch.tensor([[2.0, 1.0, 1.0], [1.0, 1.0, 0.0], [1.0, 0.0, 0.0]]))
+    best, worst = best_and_worst(values, equal)
+    assert best.tolist() == [5.0]
+    assert worst.tolist() == [3.0]
 
 
 def test_the_standard_set_reports_every_name_once() -> None:

@@ -79,7 +79,7 @@ class IPO(AlignModule):
         scores = self.score(batch)
         logratio = scores.logratio / scores.lengths.clamp(min=1) if self.length_average else scores.logratio
         columns = torch.arange(logratio.shape[1], 0, -1, device=logratio.device).expand_as(logratio)
-        targets = columns if batch.reward is None or logratio.shape[1] == 2 else batch.reward
+        targets = columns if batch.reward is None else batch.reward
         better = better_pairs(targets, batch.present)
         value, weight = over_pairs(partial(ipo_loss, tau=self.tau), logratio, better)
         return Loss(value, weight, self.tau * logratio.detach(), {})

@@ -100,7 +100,8 @@ def test_the_loss_of_a_batch_is_the_formula_of_its_scores(name: str, model: str)
     options, formula = CASES[name]
     module = disturbed(name, model, options)
     batch = random_groups(5, 2)
-    batch = batch._replace(reward=torch.rand(5, 2, generator=torch.Generator().manual_seed(0)))
+    reward = torch.rand(5, 2, generator=torch.Generator().manual_seed(0))
+    batch = batch._replace(reward=reward.sort(descending=True).values)
     with torch.no_grad():
         loss = module.loss(batch)
         scores = module.pair.score(batch)  # type: ignore[union-attr]
