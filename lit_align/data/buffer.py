@@ -33,7 +33,7 @@ class BufferLoader:
         seed: Of these orders.
         rank: This process.
         gather: Every rank's value of something, on every rank; the checkpoint of one rank holds all buffers.
-        settings: What a checkpoint must agree with.
+        settings: What a checkpoint must agree with; ``devices`` is the number of ranks.
         stop: Ends the run after this pass.
 
     Raises:
@@ -110,10 +110,12 @@ class BufferLoader:
                 f"cannot resume in the middle of a buffer: {'; '.join(changed)}. Set these back, or resume from a "
                 "checkpoint of the end of an iteration"
             )
-        nothing: dict[str, Any] = {"buffer": None, "place": 0}
-        own = state["ranks"][self.rank] if self.rank < len(state["ranks"]) else nothing
-        self.iteration, self.position, self.place = state["iteration"], state["position"], own["place"]
-        self.buffer = None if own["buffer"] is None else unpacked(own["buffer"])
+        self.iteration, self.position = state["iteration"], state["position"]
+        # Ranks take turns in the stream: as many entries as all have had together are not dealt again.
+        dealt = max(rank["place"] for rank in state["ranks"]) * len(state["ranks"])
+        self.place = -(-dealt // self.settings["devices"])
+        own = state["ranks"][self.rank]["buffer"] if self.rank < len(state["ranks"]) else None
+        self.buffer = None if own is None else unpacked(own)
         self._resumed = self.buffer is not None and not changed
 
 

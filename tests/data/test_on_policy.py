@@ -14,13 +14,16 @@ import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
+from lit_align import objectives
 from lit_align.batch import CompletionBatch, Rollout, Sampling
+from lit_align.checks import check_groups
 from lit_align.data import OnPolicyData
 from lit_align.data.buffer import BufferLoader
 from lit_align.data.fresh import prompt_positions
 from lit_align.data.rows import DataError
 from lit_align.errors import UserError
 from tests.data.conftest import byte_tokenizer, pair_rows, write_jsonl
+from tests.objectives.contract import random_groups
 
 PROMPTS = 12
 
@@ -292,6 +295,33 @@ def test_every_sweep_has_an_order_of_its_own() -> None:
         orders += [found[:12], found[12:]]
     assert all(sorted(order) == list(range(12)) for order in orders)
     assert len({str(order) for order in orders}) == 4
+
+
+@pytest.mark.parametrize(
+    ("places", "ranks", "expected"), [([6, 6], 1, 12), ([7], 2, 4), ([4, 5], 2, 5), ([3] * 4, 3, 4)]
+)
+def test_no_entry_of_the_stream_comes_again_on_another_number_of_ranks(
+    places: list[int], ranks: int, expected: int
+) -> None:
+    """As many entries as were dealt to all, over the ranks there are now, rounded up."""
+    saved = {"iteration": 3, "position": 0, "for": {"devices": len(places)}}
+    saved["ranks"] = [{"buffer": None, "place": place} for place in places]
+    for rank in range(ranks):
+        settings = {"devices": ranks}
+        loader = BufferLoader(lambda place: (None, place), 3, 2, 0, rank, list, settings, lambda: None)  # type: ignore[arg-type,return-value]
+        loader.load_state_dict(saved)
+        assert loader.place == expected
+
+
+def test_pairs_that_may_be_ties_are_refused(source: Path) -> None:
+    data = OnPolicyData(str(source), reward=letters, completions=2, buffer=4, minibatch=4)
+    groups = random_groups(2, 2)
+    for kind in (objectives.DPO, objectives.EpsilonDPO, objectives.SimPO):
+        with pytest.raises(UserError, match=r"set data\.select to best_and_worst"):
+            check_groups(kind, data, groups)
+    check_groups(objectives.IPO, data, groups)  # compares the rewards themselves
+    data.select = "best_and_worst"
+    check_groups(objectives.DPO, data, groups)
 
 
 def test_two_ranks_deal_the_prompts_of_one_and_keep_both_buffers(source: Path, tmp_path: Path) -> None:
