@@ -57,5 +57,6 @@ def reward_pool(batch: CompletionBatch, trainer: Any) -> Tensor:
         return pool.to(batch.reward.device)
     marked = batch.reward.masked_fill(~batch.present, torch.nan)
     if trainer is not None and trainer.world_size > 1:
-        marked = trainer.strategy.all_gather(marked)
+        # Fresh buffers wait on the CPU, and what gathers for GPUs takes nothing from there.
+        marked = trainer.strategy.all_gather(marked.to(trainer.strategy.root_device)).to(marked.device)
     return marked[~marked.isnan()]

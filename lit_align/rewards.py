@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -100,7 +101,7 @@ class TrainedReward:
         path: The folder ``adapter`` of the run.
         standardize: Whether to take off the mean of the validation rewards and divide by their standard deviation.
         batch_size: Completions of a forward pass, >= 1; those of one prompt share it.
-        device: "auto" is a GPU if there is one.
+        device: "auto" is a GPU if there is one, for each of several processes one of its own.
 
     Raises:
         UserError: If the folder is not that of a trained reward, its base model cannot be loaded, or there is no mean
@@ -121,7 +122,7 @@ class TrainedReward:
         settings = PairSettings(**base, lora=LoraSettings(adapter=str(path)))
         self.tokenizer = load_tokenizer(settings)
         self._specials = find_specials(self.tokenizer)
-        self.device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+        self.device = own_device() if device == "auto" else torch.device(device)
         self._judged: PreTrainedTokenizerBase | None = None
         self._same = False
         self._head = head.to(self.device)
@@ -246,3 +247,11 @@ def _scale(path: Path, about: dict[str, Any]) -> tuple[float, float]:
 def _check_lengths(prompts: Sequence[str], completions: Sequence[str]) -> None:
     if len(prompts) != len(completions):
         raise ValueError(f"{len(prompts)} prompts for {len(completions)} completions: give one prompt per completion")
+
+
+def own_device() -> torch.device:
+    """The GPU of this process, by its number: rewards are built before a launcher has chosen one; or the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    rank = os.environ.get("LOCAL_RANK")
+    return torch.device("cuda", torch.cuda.current_device() if rank is None else int(rank) % torch.cuda.device_count())

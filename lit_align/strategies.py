@@ -33,7 +33,8 @@ class ShardedBase(DDPStrategy):
         """Cut the layers, then move what was not cut.
 
         Raises:
-            UserError: If the policy draws data during training, the reference is cached, or weights are in 8 bits.
+            UserError: If the policy draws data during training, the reference is cached, a reward is trained, or
+                weights are in 8 bits.
         """
         module: Any = self.lightning_module
         if hasattr(module.trainer.datamodule, "sampling"):
@@ -45,6 +46,11 @@ class ShardedBase(DDPStrategy):
             raise UserError(
                 "ranks that share one base must run it equally often, and model.pair.reference_cache saves each other "
                 "passes: set it to false, or use --trainer.strategy ddp"
+            )
+        if not module.generates:
+            raise UserError(
+                f"{type(module).__name__} judges the validation completions when it is saved, on one rank alone, and "
+                "ranks that share one base must run it equally often: use --trainer.strategy ddp"
             )
         super().model_to_device()
         if module.pair is not None:

@@ -13,6 +13,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.distributed.tensor import DTensor
 
 from lit_align.errors import UserError
+from lit_align.objectives import RewardModel
 from lit_align.objectives.eps_dpo import EpsilonDPO
 from lit_align.settings import OptimSettings, PairSettings
 from lit_align.strategies import ShardedBase, shard_layers
@@ -84,10 +85,12 @@ def test_a_model_whose_layers_are_not_known_is_refused() -> None:
     [
         (SimpleNamespace(sampling=None), False, "draw completions of its own"),
         (SimpleNamespace(), True, "reference_cache"),
+        (SimpleNamespace(), False, "RewardModel judges the validation completions"),
     ],
 )
 def test_what_would_have_ranks_run_the_base_unequally_often_is_refused(data: Any, cache: bool, message: str) -> None:
     strategy, settings = ShardedBase(), PairSettings(dtype="float32", quantization="none", reference_cache=cache)
-    strategy._lightning_module = SimpleNamespace(trainer=SimpleNamespace(datamodule=data), pair_settings=settings)  # type: ignore[assignment]
+    strategy._lightning_module = RewardModel(pair=settings)
+    strategy._lightning_module._trainer = SimpleNamespace(datamodule=data)  # type: ignore[assignment]
     with pytest.raises(UserError, match=message):
         strategy.model_to_device()

@@ -15,7 +15,7 @@ from lit_align.data import ScoredGroups
 from lit_align.errors import UserError
 from lit_align.objectives.reward_model import RewardModel
 from lit_align.protocols import Reward, TokenReward
-from lit_align.rewards import TrainedReward
+from lit_align.rewards import TrainedReward, own_device
 from lit_align.settings import PairSettings
 from tests.data.conftest import byte_tokenizer, spaced_tokenizer, write_jsonl
 from tests.families import save_tiny
@@ -168,3 +168,14 @@ def test_without_validation_rows_there_is_nothing_to_standardize_by(tmp_path: Pa
     with pytest.raises(UserError, match="no mean and standard deviation"):
         TrainedReward(tmp_path / "adapter", device="cpu")
     assert TrainedReward(tmp_path / "adapter", standardize=False, device="cpu")(["a"], ["b"])
+
+
+@pytest.mark.parametrize(("rank", "expected"), [(None, 0), ("1", 1), ("3", 1)])
+def test_each_process_has_a_gpu_of_its_own(rank: str | None, expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its number: "cuda" alone would be another one once the launcher has chosen."""
+    for name, value in (("is_available", True), ("current_device", 0), ("device_count", 2)):
+        monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    if rank is not None:
+        monkeypatch.setenv("LOCAL_RANK", rank)
+    assert own_device() == torch.device("cuda", expected)

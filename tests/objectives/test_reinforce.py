@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from lit_align.baselines import leave_one_out, per_prompt, standardized
 from lit_align.batch import Rollout
+from lit_align.draws import reward_pool
 from lit_align.errors import UserError
 from lit_align.objectives.reinforce import REINFORCE, reinforce_loss
 from tests.families import save_tiny
@@ -178,3 +180,17 @@ def test_a_baseline_of_the_prompt_needs_two_completions() -> None:
 def test_kl_coef_out_of_range_is_refused() -> None:
     with pytest.raises(UserError, match=r"model.kl_coef is -1"):
         REINFORCE(kl_coef=-1)
+
+
+def test_rewards_are_gathered_where_the_ranks_can_reach_them() -> None:
+    """A fresh buffer waits on the CPU; NCCL takes nothing from there."""
+    seen: list[str] = []
+
+    def all_gather(values: Tensor) -> Tensor:
+        seen.append(values.device.type)
+        return torch.tensor([[0.5, torch.nan], [1.5, 2.5]])
+
+    strategy = SimpleNamespace(root_device=torch.device("meta"), all_gather=all_gather)
+    pool = reward_pool(judged(1, 2), SimpleNamespace(world_size=2, strategy=strategy))
+    assert seen == ["meta"]
+    assert pool.tolist() == [0.5, 1.5, 2.5]
