@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from lit_align.batch import Rollout, Scores
@@ -16,21 +15,20 @@ class FreshCompletions(SumMetric):
 
     Names: ``reward`` and ``reward_std`` over completions; ``reward_missing``, the share of groups whose reward failed;
     ``length`` in tokens; ``ended``, the share that ended before the budget or with it; ``kl``, KL(π_θ ‖ π_ref) in nats
-    a completion; ``entropy`` of π_θ in nats a token; ``tokens_per_second`` of drawing and judging together.
+    a completion; ``entropy`` of π_θ in nats a token.
     """
 
     def __init__(self, **kwargs: Any) -> None:
-        names = ["reward", "squared_reward", "reward_missing", "length", "ended", "kl", "entropy", "tokens_per_second"]
+        names = ["reward", "squared_reward", "reward_missing", "length", "ended", "kl", "entropy"]
         super().__init__(names, **kwargs)
 
-    def update(self, rollout: Rollout, scores: Scores, ended: Tensor, seconds: float) -> None:
+    def update(self, rollout: Rollout, scores: Scores, ended: Tensor) -> None:
         """Add a fresh buffer.
 
         Args:
             rollout: B groups of K completions; a group whose reward failed has no column present.
             scores: Of its first groups, with KL and entropy.
             ended: Whether a completion ended by itself, bool (B, K).
-            seconds: How long it took to draw and to judge them.
         """
         batch = rollout.completions
         there = batch.present
@@ -40,8 +38,6 @@ class FreshCompletions(SumMetric):
             self._add("reward_missing", (~there.any(-1)).float())
         self._add("length", batch.lengths.float())
         self._add("ended", ended.float())
-        tokens = torch.tensor(seconds, dtype=torch.float64, device=batch.row.device)
-        self._add("tokens_per_second", batch.lengths.sum() / tokens, tokens)
         if scores.token_kl is not None:
             self._add("kl", scores.token_kl.sum(-1))
         if scores.entropy is not None:
@@ -57,11 +53,6 @@ class FreshCompletions(SumMetric):
             del found["squared_reward"]
             found["reward_std"] = (square - mean**2).clamp(min=0).sqrt().float()
         return found
-
-    @property
-    def seconds(self) -> Tensor:
-        """How long this rank has drawn and judged, ()."""
-        return self.count[self.names.index("tokens_per_second")]
 
 
 class Staleness(SumMetric):

@@ -46,6 +46,7 @@ class Monitor(nn.Module):
         self.padding = Padding()
         self.staleness = Staleness()
         self.drawn = FreshCompletions()
+        self.drawing = Throughput()
         self._clock = 0.0
         self._marked: list[tuple[Metric, dict[str, Any]]] = []
         self._cells: Tensor | None = None
@@ -97,18 +98,20 @@ class Monitor(nn.Module):
         self.padding.update(cells if self._cells is None else cells - self._cells)
 
     def fresh(self, rollout: Rollout, scores: Scores, ended: Tensor, seconds: float) -> None:
-        """Add a fresh buffer; see ``FreshCompletions``."""
-        self.drawn.update(rollout, scores, ended, seconds)
+        """Add a fresh buffer, and the time it took to draw and to judge it; see ``FreshCompletions``."""
+        self.drawn.update(rollout, scores, ended)
+        self.drawing.update(rollout.completions.lengths.sum().double(), seconds)
 
     def report(self) -> dict[str, Tensor]:
         """What was seen since the last report, logged name -> (), over all ranks."""
         found: dict[str, Any] = self.training_steps.compute()
         steps = {**self.throughput.compute(), **self.padding.compute(), **self.staleness.compute()}
         found |= {f"train/{name}": value for name, value in steps.items()}
-        found |= {f"rollout/{name}": value for name, value in self.drawn.compute().items()}
-        if self.drawn.seconds > 0:
-            found["rollout/share_of_time"] = self.drawn.seconds / (self.drawn.seconds + self.throughput.seconds)
-        for part in (self.training_steps, self.throughput, self.padding, self.staleness, self.drawn):
+        fresh = {**self.drawn.compute(), **self.drawing.compute()}
+        found |= {f"rollout/{name}": value for name, value in fresh.items()}
+        if self.drawing.seconds > 0:
+            found["rollout/share_of_time"] = self.drawing.seconds / (self.drawing.seconds + self.throughput.seconds)
+        for part in (self.training_steps, self.throughput, self.padding, self.staleness, self.drawn, self.drawing):
             part.reset()
         return found
 
