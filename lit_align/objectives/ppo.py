@@ -51,9 +51,9 @@ def clipped_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip
 def adapted_kl_coef(kl_coef: Tensor, kl: Tensor, target: float, completions: Tensor, horizon: float) -> Tensor:
     """The coefficient of the KL penalty after a buffer.
 
-        β ← β (1 + clip(KL / target - 1, -0.2, 0.2) n / horizon)        Section 2.2 of arXiv 1909.08593
+        β ← β (1 + clip(KL / target - 1, -0.2, 0.2) min(n / horizon, 1))        Section 2.2 of arXiv 1909.08593
 
-    The paper has a constant gain; n / horizon is that of its authors' code.
+    The paper has a constant gain; n / horizon is that of its authors' code, in which β turns negative at 5 horizons.
 
     Args:
         kl_coef: β, (), >= 0.
@@ -63,7 +63,7 @@ def adapted_kl_coef(kl_coef: Tensor, kl: Tensor, target: float, completions: Ten
         horizon: Completions over which β may change by a fifth, > 0.
     """
     error = (kl / target - 1).clamp(-0.2, 0.2)
-    return kl_coef * (1 + error * completions / horizon)
+    return kl_coef * (1 + error * (completions / horizon).clamp(max=1))
 
 
 class PPO(AlignModule):

@@ -125,6 +125,9 @@ def test_the_penalty_moves_towards_its_target_by_a_fifth_at_most_in_a_horizon() 
     assert after(6.6) == pytest.approx(0.2 * (1 + 0.1 * 0.05))
     assert after(60.0) == pytest.approx(0.2 * 1.01)
     assert after(0.0) == pytest.approx(0.2 * 0.99)
+    # By a fifth at most, also where a buffer holds many horizons.
+    many = [torch.tensor(x, dtype=torch.float64) for x in (0.2, 0.0, 128)]
+    assert adapted_kl_coef(many[0], many[1], 6.0, many[2], 20).item() == pytest.approx(0.16)
 
 
 def test_explained_variance_by_hand() -> None:
