@@ -6,9 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+COLUMNS = 5
+"""Of a legend below the panels."""
+
 
 class Picture:
-    """Panels side by side, saved as one PNG.
+    """Panels side by side, saved as one PNG; what has the same name in two of them has the same colour.
 
     Args:
         titles: Of the panels.
@@ -21,37 +24,55 @@ class Picture:
         self.figure = Figure(figsize=(4 * len(titles), 3.2), layout="constrained")
         FigureCanvasAgg(self.figure)
         self.panels = [self.figure.add_subplot(1, len(titles), i + 1, title=title) for i, title in enumerate(titles)]
-        self.drawn = [0] * len(titles)
+        self.labels: list[list[str]] = [[] for _ in titles]
+        self.colors: dict[str, str] = {}
 
     def line(self, panel: int, label: str, curve: Mapping[str, Sequence[float]] | None, x: str, y: str) -> None:
         """Add a curve over seeds, with its standard error as a band; nothing where it has not been run."""
         if curve is None or x not in curve or y not in curve:
             return
         axes = self.panels[panel]
-        (drawn,) = axes.plot(curve[x], curve[y], ".-", markersize=3, label=label)
+        color = self._color(panel, label)
+        axes.plot(curve[x], curve[y], ".-", markersize=3, label=label, color=color)
         pairs = list(zip(curve[y], curve.get(f"{y} error", []), strict=False))
         if pairs and None not in (error for _, error in pairs):
             low, high = [v - e for v, e in pairs], [v + e for v, e in pairs]
-            axes.fill_between(curve[x], low, high, color=drawn.get_color(), alpha=0.2, linewidth=0)
-        self.drawn[panel] += 1
+            axes.fill_between(curve[x], low, high, color=color, alpha=0.2, linewidth=0)
 
     def points(self, panel: int, label: str, places: Sequence[float], values: Sequence[Mapping[str, Any]]) -> None:
         """Add means with error bars."""
         if values:
             errors = [value["standard_error"] or 0.0 for value in values]
             means = [value["mean"] for value in values]
-            self.panels[panel].errorbar(places, means, errors, fmt="o-", markersize=3, capsize=2, label=label)
-            self.drawn[panel] += 1
+            style = {"fmt": "o-", "markersize": 3, "capsize": 2, "color": self._color(panel, label)}
+            self.panels[panel].errorbar(places, means, errors, label=label, **style)
 
     def save(self, path: Path, x: str, y: str) -> None:
         """Write the PNG, unless nothing was drawn."""
-        if not any(self.drawn):
+        if not self.colors:
             return
-        for axes, drawn in zip(self.panels, self.drawn, strict=True):
+        for axes in self.panels:
             axes.set_xlabel(x)
             axes.grid(alpha=0.3)
-            if drawn:
-                axes.legend(fontsize=7)
+        self._legend()
         self.panels[0].set_ylabel(y)
         path.parent.mkdir(parents=True, exist_ok=True)
         self.figure.savefig(path, dpi=90)
+
+    def _color(self, panel: int, label: str) -> str:
+        self.labels[panel].append(label)
+        return self.colors.setdefault(label, f"C{len(self.colors) % 10}")
+
+    def _legend(self) -> None:
+        """One below the panels, where it hides nothing, if a panel has all the names; else one in each."""
+        fullest = max(self.panels, key=lambda axes: len(self.labels[self.panels.index(axes)]))
+        names = set(self.labels[self.panels.index(fullest)])
+        if len(self.panels) > 1 and set(self.colors) == names:
+            rows = -(-len(names) // COLUMNS)
+            self.figure.set_figheight(self.figure.get_figheight() + 0.2 * rows)
+            handles = fullest.get_legend_handles_labels()
+            self.figure.legend(*handles, loc="outside lower center", ncols=COLUMNS, fontsize=7)
+            return
+        for axes, drawn in zip(self.panels, self.labels, strict=True):
+            if drawn:
+                axes.legend(fontsize=7)
