@@ -32,9 +32,9 @@ together; |y| counts tokens.
 Every objective has the arguments of its section as `model.NAME`, and these:
 """
 SHARED = {"model.pair": PairSettings, "model.pair.lora": LoraSettings, "model.optim": OptimSettings}
-RATE = """A `learning_rate` that is left out follows the base: 5e-4 up to 40 million parameters, 1.4e-4 for half a billion and
-1e-4 from one billion on, the same for every objective. What decides about the data is in [data.md](data.md), what decides
-about memory in [one_gpu.md](one_gpu.md); `python -m lit_align fit --help` has the rest.
+RATE = """A `learning_rate` that is left out follows the base: 5e-4 up to 40 million parameters, 1.4e-4 for half a
+billion and 1e-4 from one billion on, the same for every objective. What decides about the data is in
+[data.md](data.md), about memory in [one_gpu.md](one_gpu.md); `python -m lit_align fit --help` has the rest.
 """
 
 
