@@ -163,13 +163,13 @@ class AlignCLI(LightningCLI):
             isinstance(callback, ProgressBar) for callback in users
         ):
             own.append(self._get(self.config_init, "progress"))
-        default_loggers = config["logger"] in (None, True)
-        if default_loggers:
-            config["logger"] = False  # RunFolder attaches them when training starts
+        logs = config["logger"] is not False
+        if config["logger"] in (None, True):
+            config["logger"] = False  # RunFolder attaches ours when training starts
         if self.subcommand != "fit" or config["fast_dev_run"]:
             config["enable_checkpointing"] = any(isinstance(callback, ModelCheckpoint) for callback in users)
             return self._checked_trainer(config | {"callbacks": users + own})
-        folder = self._run_folder(default_loggers)
+        folder = self._run_folder(logs)
         own += [MemoryPlan(), self._get(self.config_init, "samples"), Curves(), SaveAdapter(), Signals()]
         if config["enable_checkpointing"] is not False:
             own.append(self._get(self.config_init, "checkpoints"))

@@ -8,7 +8,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lit_align.callbacks.loggers import METRICS, own_loggers, read_rows, replaced, write_rows
+from lit_align.callbacks.loggers import METRICS, Rows, own_loggers, read_rows, replaced, write_rows
 from lit_align.errors import UserError
 
 CONFIG = "config.yaml"
@@ -24,7 +24,7 @@ class RunFolder(Callback):
     Args:
         directory: The folder; it must not hold a run yet, unless that is gone on with.
         config: Text of ``config.yaml``; empty writes none.
-        loggers: Whether to log to ``metrics.csv`` and TensorBoard events; False leaves the trainer's loggers alone.
+        loggers: Whether to log to ``metrics.csv``, and to TensorBoard events if the trainer has no logger of its own.
         step: Optimizer steps after which the run in the folder is gone on with, >= 0; what it wrote of later ones is
             taken out when training starts. None begins a run.
 
@@ -49,7 +49,8 @@ class RunFolder(Callback):
         if trainer.is_global_zero:
             self._write(trainer)
         if self.loggers:
-            trainer.loggers = own_loggers(self.path, self.step or 0)
+            users = trainer.loggers  # the rows go with any of them: curves and comparisons are made of these
+            trainer.loggers = [*users, Rows(self.path)] if users else own_loggers(self.path, self.step or 0)
 
     def _write(self, trainer: Trainer) -> None:
         try:

@@ -6,6 +6,7 @@ import csv
 from pathlib import Path
 
 import pytest
+from lightning.pytorch.loggers import Logger
 
 from lit_align.callbacks.run_folder import RunFolder, run_folder
 from lit_align.errors import UserError
@@ -61,7 +62,32 @@ def test_a_run_that_cannot_start_leaves_no_folder(tmp_path: Path, module: ToyMod
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_users_own_logger_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+class Kept(Logger):
+    """A logger as users bring them."""
+
+    name, version = "kept", "0"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[float] = []
+
+    def log_hyperparams(self, *args: object, **kwargs: object) -> None:
+        pass
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        self.seen += [metrics["train/loss"]] if "train/loss" in metrics else []
+
+
+def test_the_rows_go_with_a_logger_of_the_users(tmp_path: Path) -> None:
+    own = Kept()
+    run = trainer(RunFolder(tmp_path / "run", config="x"), logger=own)
+    run.fit(ToyModule(), datamodule=ToyData())
+    rows = list(csv.DictReader((tmp_path / "run" / "metrics.csv").open()))
+    assert [float(row["train/loss"]) for row in rows if row["train/loss"]] == own.seen == [2, 4, 6, 8, 10, 12]
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["config.yaml", "metrics.csv"]
+
+
+def test_without_loggers_there_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     run = trainer(RunFolder("run", config="x", loggers=False))
     run.fit(ToyModule(), datamodule=ToyData())
