@@ -47,7 +47,11 @@ def _forward(layer: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     down, up, dropout = layer.lora_A[name].weight, layer.lora_B[name].weight, layer.lora_dropout[name]
     weight = base.weight.t() if type(base) is nn.Linear else base.weight
     if _sums_first(weight, len(down)) and isinstance(dropout, nn.Identity):
-        out = nn.functional.linear(flat, torch.addmm(weight, down.t(), up.t(), alpha=scale).t(), base.bias)
+        # Laid out as the weight itself, so that with an update of zero the product is the very one of the base.
+        if type(base) is nn.Linear:
+            out = nn.functional.linear(flat, torch.addmm(base.weight, up, down, alpha=scale), base.bias)
+        else:
+            out = torch.addmm(base.bias, flat, torch.addmm(weight, down.t(), up.t(), alpha=scale))
     else:
         # What is changed in place must be no view, or autograd copies it; Conv1D's own forward returns one.
         out = base(flat) if type(base) is nn.Linear else torch.addmm(base.bias, flat, weight)
