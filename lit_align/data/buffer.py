@@ -111,10 +111,11 @@ class BufferLoader:
                 "checkpoint of the end of an iteration"
             )
         self.iteration, self.position = state["iteration"], state["position"]
-        # Ranks take turns in the stream: as many entries as all have had together are not dealt again.
-        dealt = max(rank["place"] for rank in state["ranks"]) * len(state["ranks"])
-        self.place = -(-dealt // self.settings["devices"])
-        own = state["ranks"][self.rank]["buffer"] if self.rank < len(state["ranks"]) else None
+        ranks, now = state["ranks"], self.settings["devices"]
+        # Ranks take turns in the stream. Where there are others now, what any of them can have had is not dealt again.
+        dealt = max(rank["place"] for rank in ranks) * len(ranks)
+        self.place = ranks[self.rank]["place"] if len(ranks) == now else -(-dealt // now)
+        own = ranks[self.rank]["buffer"] if self.rank < len(ranks) else None
         self.buffer = None if own is None else unpacked(own)
         self._resumed = self.buffer is not None and not changed
 

@@ -297,17 +297,17 @@ def test_every_sweep_has_an_order_of_its_own() -> None:
     assert len({str(order) for order in orders}) == 4
 
 
-@pytest.mark.parametrize(
-    ("places", "ranks", "expected"), [([6, 6], 1, 12), ([7], 2, 4), ([4, 5], 2, 5), ([3] * 4, 3, 4)]
-)
-def test_no_entry_of_the_stream_comes_again_on_another_number_of_ranks(
-    places: list[int], ranks: int, expected: int
-) -> None:
-    """As many entries as were dealt to all, over the ranks there are now, rounded up."""
-    saved = {"iteration": 3, "position": 0, "for": {"devices": len(places)}}
-    saved["ranks"] = [{"buffer": None, "place": place} for place in places]
-    for rank in range(ranks):
-        settings = {"devices": ranks}
+PLACES = [([6, 6], [12]), ([7], [4, 4]), ([4, 5], [4, 4, 4]), ([4, 5], [4, 5]), ([3] * 4, [4] * 3)]
+"""Of the ranks that were, and of those that are: as many entries as any of the former can have had are dealt, over the
+number of the latter and rounded up. As many ranks as before go on each where it was."""
+
+
+@pytest.mark.parametrize(("before", "after"), PLACES)
+def test_no_entry_of_the_stream_comes_again_on_another_number_of_ranks(before: list[int], after: list[int]) -> None:
+    saved = {"iteration": 3, "position": 0, "for": {"devices": len(before)}}
+    saved["ranks"] = [{"buffer": None, "place": place} for place in before]
+    for rank, expected in enumerate(after):
+        settings = {"devices": len(after)}
         loader = BufferLoader(lambda place: (None, place), 3, 2, 0, rank, list, settings, lambda: None)  # type: ignore[arg-type,return-value]
         loader.load_state_dict(saved)
         assert loader.place == expected
