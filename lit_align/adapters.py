@@ -6,6 +6,7 @@ import copy
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -131,3 +132,15 @@ def held_base(adapter: Path) -> dict[str, Any]:
     """How training held the base of an adapter, as ``base.json`` in its folder says; empty where there is none."""
     place = adapter / "base.json"
     return json.loads(place.read_text(encoding="utf-8")) if place.is_file() else {}
+
+
+def as_held(settings: PairSettings, adapter: Path) -> PairSettings:
+    """Settings with the type and quantization of an adapter's training, where "auto" may mean others here.
+
+    Args:
+        settings: Of the base.
+        adapter: The folder of the adapter.
+    """
+    held = held_base(adapter)
+    auto = [name for name in ("dtype", "quantization") if getattr(settings, name) == "auto" and name in held]
+    return replace(settings, **{name: held[name] for name in auto})

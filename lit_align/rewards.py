@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from lit_align.adapters import as_held
 from lit_align.batch import CompletionBatch
 from lit_align.errors import UserError
 from lit_align.models import load_tokenizer
@@ -119,7 +120,7 @@ class TrainedReward:
         self.mean, self.std = _scale(Path(path), about) if standardize else (0.0, 1.0)
         self.batch_size = batch_size
         base = {name: about[name] for name in ("model", "revision", "dtype", "quantization")}
-        settings = PairSettings(**base, lora=LoraSettings(adapter=str(path)))
+        settings = as_held(PairSettings(**base, lora=LoraSettings(adapter=str(path))), Path(path))
         self.tokenizer = load_tokenizer(settings)
         self._specials = find_specials(self.tokenizer)
         self.device = own_device() if device == "auto" else torch.device(device)
@@ -253,5 +254,5 @@ def own_device() -> torch.device:
     """The GPU of this process, by its number: rewards are built before a launcher has chosen one; or the CPU."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    rank = os.environ.get("LOCAL_RANK")
+    rank = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID"))
     return torch.device("cuda", torch.cuda.current_device() if rank is None else int(rank) % torch.cuda.device_count())

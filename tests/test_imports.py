@@ -17,7 +17,7 @@ ALLOWED = {
     "errors": set(),
     "assets": set(),
     "specials": FOUNDATION,
-    "rewards": FOUNDATION | {"models", "pair", "settings", "specials"},
+    "rewards": FOUNDATION | {"adapters", "models", "pair", "settings", "specials"},
     "slopes": FOUNDATION,
     "logprobs": FOUNDATION | {"slopes"},
     "attention": FOUNDATION,

@@ -111,6 +111,15 @@ def test_a_beginning_of_sequence_that_is_there_already_is_not_put_twice(tmp_path
     assert with_one == pytest.approx(without)
 
 
+def test_it_is_held_as_in_training(folder: Path) -> None:
+    """What "auto" meant there is in ``base.json``."""
+    assert json.loads((folder / "reward.json").read_text())["dtype"] == "auto"
+    assert TrainedReward(folder, device="cpu")._pair.base.dtype == torch.float32
+    held = json.loads((folder / "base.json").read_text())
+    (folder / "base.json").write_text(json.dumps(held | {"dtype": "bfloat16"}))
+    assert TrainedReward(folder, device="cpu")._pair.base.dtype == torch.bfloat16
+
+
 def test_it_is_a_reward_without_gradient(folder: Path) -> None:
     reward = TrainedReward(folder, device="cpu")
     assert isinstance(reward, Reward)
@@ -170,12 +179,18 @@ def test_without_validation_rows_there_is_nothing_to_standardize_by(tmp_path: Pa
     assert TrainedReward(tmp_path / "adapter", standardize=False, device="cpu")(["a"], ["b"])
 
 
-@pytest.mark.parametrize(("rank", "expected"), [(None, 0), ("1", 1), ("3", 1)])
-def test_each_process_has_a_gpu_of_its_own(rank: str | None, expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
+RANKS = [({}, 0), ({"LOCAL_RANK": "1"}, 1), ({"LOCAL_RANK": "3"}, 1), ({"SLURM_LOCALID": "1"}, 1)]
+
+
+@pytest.mark.parametrize(("environment", "expected"), RANKS)
+def test_each_process_has_a_gpu_of_its_own(
+    environment: dict[str, str], expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """By its number: "cuda" alone would be another one once the launcher has chosen."""
     for name, value in (("is_available", True), ("current_device", 0), ("device_count", 2)):
         monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
-    monkeypatch.delenv("LOCAL_RANK", raising=False)
-    if rank is not None:
-        monkeypatch.setenv("LOCAL_RANK", rank)
+    for name in ("LOCAL_RANK", "SLURM_LOCALID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
     assert own_device() == torch.device("cuda", expected)

@@ -77,7 +77,9 @@ def merge(run: Run, dtype: str, device: torch.device) -> tuple[PreTrainedModel, 
     del policy
     settings = run.settings if quantized else replace(run.settings, dtype=dtype)  # type: ignore[arg-type]
     base = load_base(settings, device)
-    merged = _adapted(base.dequantize() if quantized else base, run).merge_and_unload().to(getattr(torch, dtype))
+    if quantized:  # in the type it computes in; the sum with the adapter is not rounded to that if another is wanted
+        base = base.dequantize() if dtype == held else base.dequantize().float()
+    merged = _adapted(base, run).merge_and_unload().to(getattr(torch, dtype))
     coarser = max((held, dtype), key=TOLERANCE.__getitem__)
     agreement = _agreement(wanted, _logits(merged, texts), TOLERANCE[coarser])
     return _as_published(merged, run.settings), agreement

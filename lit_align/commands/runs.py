@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import yaml
 
-from lit_align.adapters import REFERENCE, held_base
+from lit_align.adapters import REFERENCE, as_held
 from lit_align.assets import resolve
 from lit_align.commands.arguments import Loading
 from lit_align.errors import UserError
@@ -95,13 +95,13 @@ def find_run(path: str) -> Run:
         raise UserError(_nothing_there(path, place, adapter))
     folder = next((folder for folder in (adapter.parent, adapter) if (folder / "config.yaml").is_file()), None)
     if folder is None:
-        return Run(adapter, adapter, _as_held(_settings_of_adapter(adapter), adapter), None, {})
+        return Run(adapter, adapter, as_held(_settings_of_adapter(adapter), adapter), None, {})
     config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")) or {}
     pair = ((config.get("model") or {}).get("init_args") or {}).get("pair") or {}
     known = {field.name for field in fields(PairSettings)} - {"lora"}
     lora = LoraSettings(adapter=str(adapter))
     settings = PairSettings(**{name: value for name, value in pair.items() if name in known}, lora=lora)
-    return Run(folder, adapter, _as_held(settings, adapter), (pair.get("lora") or {}).get("adapter"), config)
+    return Run(folder, adapter, as_held(settings, adapter), (pair.get("lora") or {}).get("adapter"), config)
 
 
 def opened(run: Run, loading: Loading) -> Opened:
@@ -170,13 +170,6 @@ def _settings_of_adapter(adapter: Path) -> PairSettings:
     if path.parts[-3:-1] == PACKAGED and resolve(path.name) != path.name:
         model = path.name
     return PairSettings(model, lora=LoraSettings(adapter=str(adapter)), revision=about.get("revision"))
-
-
-def _as_held(settings: PairSettings, adapter: Path) -> PairSettings:
-    """The settings with type and quantization of training, which ``auto`` may mean others on this machine."""
-    held = held_base(adapter)
-    auto = [name for name in ("dtype", "quantization") if getattr(settings, name) == "auto" and name in held]
-    return replace(settings, **{name: held[name] for name in auto})
 
 
 def _nothing_there(path: str, place: Path, adapter: Path) -> str:

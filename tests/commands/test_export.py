@@ -116,6 +116,24 @@ def test_a_quantized_base_is_dequantized_before_it_is_merged(
     assert json.loads((run / "adapter" / "base.json").read_text())["quantization"] == "nf4"
 
 
+def test_a_base_quantized_in_16_bits_is_merged_without_rounding_the_sum(base: str, place: Path) -> None:
+    """The weights are those that bfloat16 has, and B A is added to them in the type that is asked for."""
+    from lit_align.commands.merging import merge
+    from lit_align.commands.runs import find_run
+
+    run = fit(base, place, model__pair__quantization="nf4", model__pair__dtype="bfloat16")
+    merged, _ = merge(find_run(str(run)), "float32", torch.device("cpu"))
+    held = load_base(PairSettings(base, quantization="nf4", dtype="bfloat16"), torch.device("cpu")).dequantize()
+    adapter = load_file(run / "adapter" / "adapter_model.safetensors")
+    about = json.loads((run / "adapter" / "adapter_config.json").read_text())
+    name = "model.layers.0.mlp.up_proj"
+    a, b = (adapter[f"base_model.model.{name}.lora_{which}.weight"] for which in "AB")
+    expected = held.get_submodule(name).weight.float() + about["lora_alpha"] / about["r"] * b @ a
+    found = merged.get_submodule(name).weight
+    torch.testing.assert_close(found, expected, atol=1e-7, rtol=1e-6)
+    assert (found - found.bfloat16().float()).abs().max() > 1e-5
+
+
 def test_auto_means_what_it_meant_in_training(base: str, trained: Path, place: Path) -> None:
     from lit_align.commands.runs import find_run
 
