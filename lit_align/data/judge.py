@@ -92,7 +92,7 @@ def _ask(
 
 def _numbers(reward: RewardFunction, prompts: Sequence[str], completions: Sequence[str]) -> Tensor:
     values = reward(prompts, completions)
-    found = torch.as_tensor(values if isinstance(values, Tensor) else list(values), dtype=torch.float64).flatten()
+    found = torch.as_tensor(values if isinstance(values, Tensor) else list(values), dtype=torch.float64).cpu().flatten()
     if len(found) != len(completions):
         raise DataError(
             f"the reward {_name(reward)} gave {len(found)} values for {len(completions)} completions; it is called "
