@@ -49,7 +49,12 @@ def check_groups(objective: type[Any], data: Any, batch: Batch) -> None:
             f"{name} learns from groups of {wanted} completions, and {source} gives {found}: choose another --data "
             "or --data.select (docs/data.md), or another objective"
         )
-    if getattr(data, "fresh", False) and most == 2 and not objective.needs_reward and data.select == "ranked":
+    if (
+        getattr(data, "fresh", False)
+        and most == 2
+        and not objective.needs_reward
+        and getattr(data, "select", "") == "ranked"
+    ):
         raise UserError(
             f"{name} takes the first of two completions for the better one, and with select=ranked both may have the "
             "same reward: set data.select to best_and_worst, which leaves such prompts out"
