@@ -183,6 +183,21 @@ def test_another_objective_on_the_command_line_is_what_runs(tiny: str, place: Pa
     assert not {"beta", "epsilon"} & model["init_args"].keys()
 
 
+def test_the_rows_are_written_beside_a_logger_of_the_users(tiny: str, place: Path) -> None:
+    own = {
+        "class_path": "lightning.pytorch.loggers.CSVLogger",
+        "init_args": {"save_dir": "own", "name": "", "version": ""},
+    }
+    assert main(arguments(tiny, trainer__logger=json.dumps(own), samples__prompts=0)) == 0
+    losses = []
+    for file in ("run/metrics.csv", "own/metrics.csv"):
+        with Path(file).open() as rows:
+            losses.append([float(row["train/loss"]) for row in csv.DictReader(rows) if row.get("train/loss")])
+    assert losses[0] == losses[1]
+    assert len(losses[0]) == 2
+    assert not list(Path("run").glob("events*"))
+
+
 def test_without_loggers_the_working_directory_stays_clean(tiny: str, place: Path) -> None:
     assert main(arguments(tiny, trainer__logger="false", samples__prompts=0)) == 0
     assert sorted(path.name for path in place.iterdir()) == ["pairs.jsonl", "run"]
