@@ -63,14 +63,13 @@ def find_specials(tokenizer: PreTrainedTokenizerBase) -> Specials:
             f'the tokenizer of "{tokenizer.name_or_path}" has no end-of-sequence token, so completions could not end; '
             'set eos_token in its tokenizer_config.json, for example "</s>", to a token of its vocabulary'
         )
-    spaced = len({tuple(ids) for ids in ids_of(tokenizer, ["a", " a"])}) == 1
     return Specials(
         before=_before(tokenizer),
         eos_id=int(eos_id),
         eos=str(eos),
         bos_id=tokenizer.bos_token_id,
         bos=tokenizer.bos_token,
-        anchor=ids_of(tokenizer, [_ANCHOR])[0] if spaced else None,
+        anchor=_anchor(tokenizer),
     )
 
 
@@ -112,6 +111,13 @@ def completion_ids(
     size = len(specials.anchor)
     plain = encode(tokenizer, texts) if any(ids[:size] != specials.anchor for ids in anchored) else anchored
     return [ids[size:] if ids[:size] == specials.anchor else alone for ids, alone in zip(anchored, plain, strict=True)]
+
+
+def _anchor(tokenizer: PreTrainedTokenizerBase) -> list[int] | None:
+    """The ids of a line break, if a word after one is not the word at the beginning of a text."""
+    anchor, first, after = ids_of(tokenizer, [_ANCHOR, "a", _ANCHOR + "a"])
+    size = len(anchor)
+    return anchor if anchor and after[:size] == anchor and after[size:] != first else None
 
 
 def _before(tokenizer: PreTrainedTokenizerBase) -> list[int]:

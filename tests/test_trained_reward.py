@@ -29,6 +29,7 @@ TOKENIZERS = {
     "plain": byte_tokenizer(),
     "specials around a text": byte_tokenizer(post="<s> $A </s>", bos_token="<s>"),
     "a space before the first word": spaced_tokenizer(),
+    "a space before any text": spaced_tokenizer(normalizes=True),
 }
 
 

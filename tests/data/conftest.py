@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from lit_align.batch import CompletionBatch
@@ -41,11 +41,18 @@ def byte_tokenizer(
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=eos, chat_template=template, **options)
 
 
-def spaced_tokenizer() -> PreTrainedTokenizerFast:
-    """One token for each letter, with the "▁" that Llama 2 puts before the first word of any text."""
-    signs = ["▁", "\n", *"Helo? Q", "</s>"]
+def spaced_tokenizer(normalizes: bool = False) -> PreTrainedTokenizerFast:
+    """One token for each letter, with the "▁" that Llama 2 puts before the first word of any text.
+
+    Files of the tokenizer do it in either of two ways: newer ones split words so, and put none before a word that
+    has a space; older ones, such as Mistral's, write it before the text, whatever that begins with.
+    """
+    signs = ["▁", "\n", *"aHelo? Q", "</s>"]
     tokenizer = Tokenizer(models.BPE(vocab={sign: number for number, sign in enumerate(signs)}, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always", split=False)
+    if normalizes:
+        tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    else:
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always", split=False)
     tokenizer.decoder = decoders.Metaspace(prepend_scheme="always", split=False)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>")
 

@@ -249,8 +249,9 @@ def test_completions_that_cutting_makes_equal_are_dropped(tokenizer):
     assert report.dropped["identical after tokenization and cutting"].places == ["d.jsonl:1"]
 
 
-def test_a_completion_is_read_as_the_continuation_of_a_text():
-    tokenizer = spaced_tokenizer()
+@pytest.mark.parametrize("normalizes", [False, True])
+def test_a_completion_is_read_as_the_continuation_of_a_text(normalizes):
+    tokenizer = spaced_tokenizer(normalizes)
     group, _ = run(text_example("Q", "Hello", " Hello"), tokenizer)
     tokens = [tokenizer.convert_ids_to_tokens(ids.tolist()) for ids in (group.prompt_ids, *group.completion_ids)]
     assert tokens == [["▁", "Q"], [*"Hello", "</s>"], ["▁", *"Hello", "</s>"]]
