@@ -74,15 +74,23 @@ class SampleTable(Callback):
     ) -> None:
         """Draw from the policy every ``every_n_steps`` steps."""
         step = trainer.global_step
-        if self.before is not None and self.every_n_steps > 0 and step > self._last and step % self.every_n_steps == 0:
+        if (
+            self.prompts
+            and self.before is not None
+            and self.every_n_steps > 0
+            and step > self._last
+            and step % self.every_n_steps == 0
+        ):
             self._last = step
             self._take(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw from the trained policy and show it beside the reference."""
-        if self.before is not None:
+        if self.prompts and self.before is not None:
             after = self._take(trainer, pl_module)
-            if trainer.is_global_zero:
+            # A run that was gone on with may ask for other prompts or numbers of completions than it began with.
+            alike = (after.prompts, after.tokens.shape) == (self.before.prompts, self.before.tokens.shape)
+            if trainer.is_global_zero and alike:
                 rich.get_console().print(comparison(self.before, after, self.show))
                 print(headline(self.before, after), flush=True)
 

@@ -59,6 +59,22 @@ def test_before_and_after_are_drawn_judged_and_written(tmp_path: Path, capsys: p
     assert "KL(policy || reference) 3.750 ± 1.250 nats" in out
 
 
+@pytest.mark.parametrize(("options", "draws"), [({"prompts": 0}, 0), ({"prompts": 1}, 1), ({"completions": 3}, 1)])
+def test_a_run_that_goes_on_with_other_samples_comes_to_its_end(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: dict[str, int], draws: int
+) -> None:
+    """What it began with is then no comparison."""
+    first = SampleTable(**{"prompts": 2, "completions": 2})
+    run(tmp_path / "first", first, JudgedData())
+    assert "gain" in capsys.readouterr().out
+    table = SampleTable(**{"prompts": 2, "completions": 2, "every_n_steps": 100} | options)
+    table.load_state_dict(first.state_dict())
+    known = len(table.summaries)
+    run(tmp_path / "second", table, JudgedData())
+    assert len(table.summaries) == known + draws
+    assert "gain" not in capsys.readouterr().out
+
+
 def test_many_prompts_are_scored_in_parts_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lit_align.callbacks.draws.PROMPTS_AT_ONCE", 3)
     module = ToyModule()
