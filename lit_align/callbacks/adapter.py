@@ -59,7 +59,7 @@ def gather(trainer: Trainer, module: LightningModule, folder: Path, interrupted:
     return CardFacts(
         base_model=str(settings.model),  # type: ignore[union-attr]
         objective=type(module).__name__,
-        summary=(type(module).__doc__ or "").strip().splitlines()[0],
+        summary=next(iter((type(module).__doc__ or "").strip().splitlines()), ""),
         config=described,
         report="" if report is None else report.render(),
         metrics={name: float(value) for name, value in trainer.callback_metrics.items()},

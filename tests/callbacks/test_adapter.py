@@ -44,6 +44,16 @@ def test_the_end_of_a_run_saves_everything_and_says_where(tmp_path: Path, capsys
     assert "PeftModel.from_pretrained(" in out
 
 
+def test_an_objective_without_a_docstring_is_saved_as_well(tmp_path: Path) -> None:
+    class Bare(Toy):
+        pass
+
+    folder = tmp_path / "run"
+    trainer(RunFolder(folder), SampleTable(prompts=2), SaveAdapter()).fit(Bare(), datamodule=ToyData())
+    assert Bare.__doc__ is None
+    assert files(folder) >= SAVED
+
+
 def test_an_objective_saves_what_it_adds_and_says_how_to_load_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
