@@ -113,7 +113,9 @@ def _kept(name: str, drawn: Draw, n: int) -> Candidate:
     """All draws, each by its chance to be the best of n."""
     assert drawn.reward is not None
     reward = drawn.reward.double()
-    return Candidate(name, reward, drawn.tokens.double(), best_of(reward, n), drawn.ended.double())
+    failed = reward.isnan()  # none of those prompts has a best one
+    tokens, ended = (values.double().masked_fill(failed, torch.nan) for values in (drawn.tokens, drawn.ended))
+    return Candidate(name, reward, tokens, best_of(reward, n), ended)
 
 
 def _chosen(batch: CompletionBatch) -> Candidate:

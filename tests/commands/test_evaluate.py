@@ -115,6 +115,18 @@ def test_prompts_on_which_the_reward_fails_count_for_nobody(trained: Path, place
     assert [one["prompts"] for one in found["comparisons"]] == [2]  # rows of prompts alone have nothing chosen
 
 
+def test_the_best_of_n_has_no_length_where_the_reward_failed(trained: Path, place: Path) -> None:
+    write_jsonl(Path("asked.jsonl"), [{"prompt": text} for text in ("a0", "a1", "a2")])
+    options = ("--dataset", "asked.jsonl", "--best_of", "2", "--completions", "2")
+    found, rows = evaluate(trained, *options, reward="tests.commands.conftest.picky")
+    rewards, tokens = (by_prompt(rows, "policy", name) for name in ("reward", "tokens"))
+    means = []
+    for prompt in ("a0", "a2"):
+        best = [n for n, reward in zip(tokens[prompt], rewards[prompt], strict=True) if reward == max(rewards[prompt])]
+        means.append(statistics.fmean(best))
+    assert found["candidates"]["policy, best of 2"]["tokens"]["mean"] == pytest.approx(statistics.fmean(means))
+
+
 def test_without_a_reward_there_are_kl_and_lengths(trained: Path, place: Path) -> None:
     found, _ = evaluate(trained, reward=None)
     assert found["comparisons"] == []
