@@ -19,7 +19,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from packaging.requirements import Requirement
 from rich.text import Text
 
-from lit_align.batch import CompletionBatch
+from lit_align.batch import CompletionBatch, completions_of
 from lit_align.callbacks.memory import plan
 from lit_align.checks import check_groups
 from lit_align.cli import AlignCLI
@@ -80,7 +80,7 @@ def run(args: Sequence[str]) -> None:
         print("memory: it cannot be told beforehand")
     show_rows(data.prompts(max(1, settings.rows)), objective.tokenizer, settings.rows)
     if settings.load_weights:
-        _print_lines("weights", about_weights(objective, batch.rows(slice(0, 4))))
+        _print_lines("weights", about_weights(objective, completions_of(batch).rows(slice(0, 4))))
 
 
 def _print_lines(title: str, lines: Sequence[str]) -> None:

@@ -75,6 +75,14 @@ def test_it_loads_no_weights_unless_asked(base: str, place: Path) -> None:
         Path("away").rename(Path(base, "model.safetensors"))
 
 
+def test_it_looks_at_the_weights_beside_samples_of_the_policy_too(
+    base: str, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--model", "SPO", "--data", "MixedData", "--data.dataset", "pairs.jsonl", "--load_weights", "true"]
+    assert main([*examined(base), *options]) == 0
+    assert "agree exactly" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
