@@ -90,7 +90,8 @@ def forget_after(folder: Path, step: int) -> None:
         else:
             metrics.unlink()
     for path in folder.glob("*.jsonl"):
-        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
+        # Not splitlines, which takes signs within a text for the end of a line as well.
+        lines = [line for line in path.read_text(encoding="utf-8").split("\n") if _step_of(line) <= step]
         with replaced(path) as part:
             part.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
 
 import pytest
 from lightning.pytorch.loggers import Logger
 
-from lit_align.callbacks.run_folder import RunFolder, run_folder
+from lit_align.callbacks.run_folder import RunFolder, forget_after, run_folder
 from lit_align.errors import UserError
 from tests.callbacks.toy import ToyData, ToyModule, trainer
 
@@ -105,3 +106,13 @@ def test_a_folder_that_cannot_be_made_is_the_users_error(tmp_path: Path) -> None
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot be made"):
         trainer(RunFolder(tmp_path / "file" / "run")).fit(ToyModule(), datamodule=ToyData())
+
+
+def test_what_looks_like_the_end_of_a_line_within_a_text_is_none(tmp_path: Path) -> None:
+    rows = [{"step": step, "completion": f"one\u2028two\u0085three {step}"} for step in (0, 4, 8)]
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+    (tmp_path / "samples.jsonl").write_text(
+        "".join(f"{line}\n" for line in lines) + '{"step": 2, "comp', encoding="utf-8"
+    )
+    forget_after(tmp_path, 4)
+    assert (tmp_path / "samples.jsonl").read_text(encoding="utf-8").split("\n") == [*lines[:2], ""]
