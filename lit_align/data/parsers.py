@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from lit_align.data.fields import BadRow, DroppedRow, as_text, label_of, list_of, messages_of, rewards_of, text_of
@@ -43,9 +44,21 @@ def demonstration(fields: dict[str, Any]) -> Parts:
 
 
 def prompt(fields: dict[str, Any]) -> Parts:
-    """prompt alone: text or messages."""
+    """prompt alone: text or messages; text beside conversations is the one they answer, as a pair has it."""
     text, _ = _explicit(text_of(fields, "prompt"), [])
+    if isinstance(text, str) and (whole := _conversations(fields)) is not None:
+        try:
+            return whole(fields)[0], [], None
+        except DroppedRow:  # for the sake of its completions, which are not read here
+            return _messages(text, "user"), [], None
     return text, [], None
+
+
+def _conversations(fields: dict[str, Any]) -> Callable[[dict[str, Any]], Parts] | None:
+    """What reads the conversations of a row, if it has any."""
+    if isinstance(fields.get("chosen"), list) and isinstance(fields.get("rejected"), list):
+        return pair
+    return conversation if isinstance(fields.get("messages"), list) else None
 
 
 def conversation(fields: dict[str, Any]) -> Parts:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 
+from lit_align.data import OnPolicyData
 from lit_align.data.formats import read_examples
 from lit_align.data.pairs import as_pair
 from lit_align.data.report import SplitReport
@@ -258,3 +259,49 @@ def test_a_wrong_mapping_is_named():
 
 def test_unpaired_data_is_recognised():
     assert "unpaired data" in problem({"prompt": "Q", "completion": "a", "label": True})
+
+
+def turn(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
+
+
+OPENING = [turn("system", "Be kind."), turn("user", "Q"), turn("assistant", "A"), turn("user", "More?")]
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"prompt": "Q"}, "Q"),
+        ({"prompt": "Q", "chosen": " yes", "rejected": " no"}, "Q"),
+        (
+            {
+                "prompt": "More?",
+                "chosen": [*OPENING, turn("assistant", "yes")],
+                "rejected": [*OPENING, turn("assistant", "no")],
+            },
+            OPENING,
+        ),
+        (
+            {"prompt": "Q", "chosen": [turn("assistant", "yes")], "rejected": [turn("assistant", "no")]},
+            [turn("user", "Q")],
+        ),
+        ({"prompt": "More?", "messages": [*OPENING, turn("assistant", "yes")]}, OPENING),
+        ({"prompt": "Q", "messages": [turn("user", "Q")]}, [turn("user", "Q")]),  # no answer, which is not read here
+    ],
+)
+def test_a_prompt_alone_is_the_one_that_the_conversations_beside_it_answer(row, expected):
+    """As pairs and demonstrations of the same rows have it, so that a model is asked alike by all of them."""
+    source = Source("d.jsonl", [Row(0, "d.jsonl:1", row)], [])
+    (found,) = read_examples(source, None, SplitReport("d.jsonl", read=1), OnPolicyData.formats)
+    assert found.prompt == expected
+    assert found.completions == []
+
+
+def test_a_column_that_may_be_the_prompt_is_told_of(caplog):
+    asked = {"question": "How?", "chosen": "Well: so", "rejected": "Well: not"}
+    assert one(asked).prompt == "Well:"
+    assert "set data.columns to {prompt: question}" in caplog.text
+    caplog.clear()
+    assert one(asked, columns={"prompt": "question"}).prompt == "How?"
+    one({"chosen": "Well: so", "rejected": "Well: not"})
+    assert caplog.text == ""
