@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import logging
 from collections.abc import Sequence
 from typing import Any
 
 from lit_align.data.rows import DataError, Row, Source
+
+log = logging.getLogger(__name__)
 
 Columns = tuple[str, ...]
 """The names of ours that a kind of row needs."""
@@ -49,8 +52,23 @@ def rename(source: Source, columns: dict[str, str], formats: Sequence[Columns]) 
     names = {ours[name] for name in found if name in ours}
     for format in formats:
         if names.issuperset(format):
+            if format == ("chosen", "rejected"):
+                _tell_of_prompts(source, found, columns)
             return rows, format
     raise DataError(_no_format(source.name, found, names, formats))
+
+
+def _tell_of_prompts(source: Source, found: list[str], columns: dict[str, str]) -> None:
+    """Warn of a column that may be the prompt, where the prompt is taken for what both completions begin with."""
+    unread = [name for name in found if name.lower() in _SYNONYMS["prompt"] and name not in columns.values()]
+    if unread and isinstance(source.rows[0].fields.get(columns.get("chosen", "chosen")), str):
+        log.warning(
+            '%s: column "%s" is not read, and the prompt is what chosen and rejected begin with alike; if that column '
+            "is the prompt, set data.columns to {prompt: %s}",
+            source.name,
+            unread[0],
+            unread[0],
+        )
 
 
 def _check_map(place: str, columns: dict[str, Any], found: list[str], known: list[str]) -> None:

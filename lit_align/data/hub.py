@@ -27,6 +27,9 @@ def read_hub(dataset: str, split: str, max_rows: int | None = None) -> Source:
         table = datasets.load_dataset(path, config or None, split=split)
     except Exception as error:  # whatever the client raises, the user needs the same facts
         reason = str(error).strip().splitlines() or [""]
+        if "Config name is missing" in reason[0]:
+            listed = " ".join(line.strip() for line in reason[:2])
+            raise DataError(f'dataset "{dataset}": {listed} Give it as data.dataset {path}:CONFIG') from error
         if isinstance(error, ValueError) and "Unknown split" in reason[0]:
             raise SplitMissing(f'dataset "{dataset}": {reason[0]}') from error
         raise DataError(

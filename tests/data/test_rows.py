@@ -215,6 +215,17 @@ def test_a_hub_failure_says_it_is_neither_local_nor_reachable(monkeypatch, tmp_p
     assert "give a local .jsonl or .parquet file" in message
 
 
+def test_a_hub_dataset_of_several_configs_says_which(monkeypatch):
+    datasets = pytest.importorskip("datasets")
+
+    def load_dataset(path, name=None, split=None):
+        raise ValueError("Config name is missing.\nPlease pick one among the available configs: ['a', 'b']\nExample")
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    with pytest.raises(DataError, match=r"available configs: \['a', 'b'\] Give it as data.dataset owner/pairs:CONFIG"):
+        read_rows("owner/pairs", "train")
+
+
 def test_an_unknown_split_on_the_hub_is_told_apart(monkeypatch):
     datasets = pytest.importorskip("datasets")
 
