@@ -57,6 +57,13 @@ class RunFolder(Callback):
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"run_dir={self.path} cannot be made: {error.strerror}; choose another folder") from error
+        if self.step is None and self.config:
+            try:
+                (self.path / CONFIG).touch(exist_ok=False)
+            except FileExistsError as error:
+                raise UserError(
+                    f"run_dir={self.path} was taken by another run that began at the same time: start this one again"
+                ) from error
         if self.step is not None:
             forget_after(self.path, self.step)
         if self.config:

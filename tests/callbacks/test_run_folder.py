@@ -108,6 +108,17 @@ def test_a_folder_that_cannot_be_made_is_the_users_error(tmp_path: Path) -> None
         trainer(RunFolder(tmp_path / "file" / "run")).fit(ToyModule(), datamodule=ToyData())
 
 
+def test_two_runs_that_begin_together_do_not_share_a_folder(tmp_path: Path) -> None:
+    """Both find no folder, and one makes it while the other still loads."""
+    first, second = (RunFolder(tmp_path / "run", config=f"seed: {n}\n") for n in (1, 2))
+    trainer(first).fit(ToyModule(), datamodule=ToyData())
+    metrics = (tmp_path / "run" / "metrics.csv").read_text()
+    with pytest.raises(UserError, match="taken by another run"):
+        trainer(second).fit(ToyModule(), datamodule=ToyData())
+    assert (tmp_path / "run" / "config.yaml").read_text() == "seed: 1\n"
+    assert (tmp_path / "run" / "metrics.csv").read_text() == metrics
+
+
 def test_what_looks_like_the_end_of_a_line_within_a_text_is_none(tmp_path: Path) -> None:
     rows = [{"step": step, "completion": f"one\u2028two\u0085three {step}"} for step in (0, 4, 8)]
     lines = [json.dumps(row, ensure_ascii=False) for row in rows]
