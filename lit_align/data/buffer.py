@@ -92,7 +92,7 @@ class BufferLoader:
     def state_dict(self) -> dict[str, Any]:
         """The buffers of all ranks and the place in them; every rank must ask."""
         own = {"buffer": None if self.buffer is None else packed(self.buffer), "place": self.place}
-        where = {"iteration": self.iteration, "position": self.position, "for": self.settings}
+        where = {"iteration": self.iteration, "position": self.position, "of": len(self), "for": self.settings}
         return {**where, "ranks": self.gather(own)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -105,7 +105,7 @@ class BufferLoader:
         changed = [
             f"{name} was {saved.get(name)}, is {now}" for name, now in self.settings.items() if saved.get(name) != now
         ]
-        if changed and 0 < state["position"] < len(self):
+        if changed and 0 < state["position"] < state["of"]:
             raise DataError(
                 f"cannot resume in the middle of a buffer: {'; '.join(changed)}. Set these back, or resume from a "
                 "checkpoint of the end of an iteration"

@@ -69,7 +69,11 @@ def messages_of(fields: dict[str, Any], name: str) -> list[Message]:
 
 
 def as_text(value: Any, name: str) -> Text:
-    """Text as it is, messages checked; anything else, and half a surrogate pair, is a problem."""
+    """Text as it is, messages checked and without their empty fields, which a table gives to all that one row has.
+
+    Raises:
+        BadRow: If it is anything else, or holds half a surrogate pair.
+    """
     if isinstance(value, str):
         return _encodable(value, name)
     messages = [value] if isinstance(value, dict) else value
@@ -86,7 +90,7 @@ def as_text(value: Any, name: str) -> Text:
             if not isinstance(message[key], str):
                 raise BadRow(f'{name}[{number}]["{key}"] must be text, not {json_kind(message[key])}')
             _encodable(message[key], f'{name}[{number}]["{key}"]')
-    return messages
+    return [{key: held for key, held in message.items() if held is not None} for message in messages]
 
 
 def _described(message: Any) -> str:

@@ -19,7 +19,7 @@ def read_folder(folder: Path, split: str, max_rows: int | None = None) -> Source
 
     Raises:
         SplitMissing: If no file belongs to the split; the message lists the splits there are.
-        DataError: If the folder holds two files of the same split, or none that can be read.
+        DataError: If the folder holds two files of the same split, not all of its shards, or none that can be read.
     """
     if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
         return _read_saved(folder, split, max_rows)
@@ -31,6 +31,7 @@ def read_folder(folder: Path, split: str, max_rows: int | None = None) -> Source
     if len(files) > 1 and any(_shard(path) is None for path in files):
         names = ", ".join(path.name for path in files)
         raise DataError(f'{folder} has several files for the split "{split}": {names}; keep one, or name one of them')
+    _check_shards(folder, split, files)
     return _join(f"{folder.name}/{split}", files, max_rows)
 
 
@@ -41,6 +42,23 @@ def _ending(path: Path) -> str | None:
 def _shard(path: Path) -> re.Match[str] | None:
     """The parts of a shard's name: stem, number, count."""
     return re.fullmatch(r"(.+)-(\d+)-of-(\d+)", path.name.removesuffix(_ending(path) or ""))
+
+
+def _check_shards(folder: Path, split: str, files: list[Path]) -> None:
+    """Refuse shards that are not all there are, such as those of a broken download."""
+    shards = [shard for path in files if (shard := _shard(path)) is not None]
+    if not shards:
+        return
+    count, numbers = int(shards[0][3]), [int(shard[2]) for shard in shards]
+    if len(set(numbers)) < len(numbers) or any(int(shard[3]) != count for shard in shards):
+        raise DataError(f'{folder} has shards of more than one kind for the split "{split}"; keep those of one')
+    first = 0 if 0 in numbers else 1  # some count from 1
+    missing = [str(number) for number in range(first, first + count) if number not in numbers]
+    if missing:
+        raise DataError(
+            f'{folder}: of the {count} shards of the split "{split}" these are missing: {", ".join(missing[:20])}; '
+            f"fetch them, or give the path of one file, such as {files[0]}, to read it alone"
+        )
 
 
 def _splits(folder: Path) -> dict[str, list[Path]]:

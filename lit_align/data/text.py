@@ -137,7 +137,7 @@ def _render(
             return None
     if isinstance(example.prompt, str):
         texts = [unended(text, specials) for text in example.completions if isinstance(text, str)]
-        return _Rendered(example, example.prompt, texts, templated=False)
+        return _without_empty(_Rendered(example, example.prompt, texts, templated=False), report)
     if not templated:
         raise DataError(
             f'{example.place}: the row holds messages, but the tokenizer of "{tokenizer.name_or_path}" has no chat '
@@ -150,7 +150,24 @@ def _render(
         for text in example.completions
         if not isinstance(text, str)
     ]
-    return _Rendered(example, prompt, texts, templated=True)
+    return _without_empty(_Rendered(example, prompt, texts, templated=True), report)
+
+
+def _without_empty(one: _Rendered, report: SplitReport) -> _Rendered | None:
+    """The same without completions that were the end of sequence alone; None if too few are left to be of use."""
+    kept = [number for number, text in enumerate(one.completions) if text.strip()]
+    if len(kept) == len(one.completions):
+        return one
+    example = one.example
+    if example.rewards is None or len(kept) < min(2, len(one.completions)):
+        report.drop("empty completion", example.place)
+        return None
+    report.note("empty completion left out of a group", example.place)
+    example = example._replace(
+        completions=[example.completions[number] for number in kept],
+        rewards=[example.rewards[number] for number in kept],
+    )
+    return one._replace(example=example, completions=[one.completions[number] for number in kept])
 
 
 def _as_conversation(example: Example) -> Example:

@@ -305,3 +305,10 @@ def test_a_column_that_may_be_the_prompt_is_told_of(caplog):
     assert one(asked, columns={"prompt": "question"}).prompt == "How?"
     one({"chosen": "Well: so", "rejected": "Well: not"})
     assert caplog.text == ""
+
+
+def test_fields_that_a_table_fills_with_nothing_do_not_tell_messages_apart():
+    """A table has the same fields in all rows of a column; another column of it may have fewer."""
+    filled = {**USER, "tool_calls": None}
+    example = one({"prompt": [USER], "chosen": [filled, {**GOOD, "name": None}], "rejected": [filled, BAD]})
+    assert (example.prompt, example.completions) == ([USER], [[GOOD], [BAD]])

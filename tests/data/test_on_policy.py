@@ -359,3 +359,19 @@ def test_two_ranks_deal_the_prompts_of_one_and_keep_both_buffers(source: Path, t
         resumed = torch.load(tmp_path / f"{rank}r.pt")
         assert len(resumed["seen"]) == 5
         assert all(map(torch.equal, resumed["seen"], whole["seen"][3:]))
+
+
+def test_the_middle_of_a_buffer_is_judged_by_the_length_it_had() -> None:
+    """After 4 of 4 batches nothing is left, also where a pass now has 6; after 3 of 4 something was, also where it
+    now has 2."""
+
+    def loader(sweeps: int) -> BufferLoader:
+        made = {"data.passes": sweeps, "devices": 1}
+        return BufferLoader(lambda place: (None, place), 2, sweeps, 0, 0, lambda value: [value], made, lambda: None)  # type: ignore[arg-type,return-value]
+
+    before = loader(2)
+    before.position = 4
+    loader(3).load_state_dict(before.state_dict())
+    before.position = 3
+    with pytest.raises(DataError, match="in the middle of a buffer"):
+        loader(1).load_state_dict(before.state_dict())

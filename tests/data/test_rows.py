@@ -164,6 +164,20 @@ def test_shards_of_a_split_are_joined_under_one_numbering(tmp_path):
     assert fields(read_rows(str(tmp_path), "train", max_rows=3)) == ROWS[:3]
 
 
+def test_shards_that_are_missing_are_named(tmp_path):
+    for number in (0, 1, 3):
+        write_jsonl(tmp_path / f"train-{number:05}-of-00005.jsonl", ROWS[:1])
+    with pytest.raises(DataError, match=r"of the 5 shards of the split \"train\" these are missing: 2, 4;"):
+        read_rows(str(tmp_path), "train")
+    assert fields(read_rows(str(tmp_path / "train-00003-of-00005.jsonl"), "train")) == ROWS[:1]
+    for number in (1, 2):
+        write_jsonl(tmp_path / f"test-{number}-of-2.jsonl", ROWS[:number])
+    assert len(fields(read_rows(str(tmp_path), "test"))) == 3  # counted from 1
+    write_jsonl(tmp_path / "test-00000-of-00001.jsonl", ROWS)
+    with pytest.raises(DataError, match='shards of more than one kind for the split "test"'):
+        read_rows(str(tmp_path), "test")
+
+
 def test_two_files_of_one_split_are_refused(tmp_path):
     write_jsonl(tmp_path / "train.jsonl", ROWS)
     write_parquet(tmp_path / "train.parquet", ROWS)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 
+from lit_align import specials
 from lit_align.data.formats import Example
 from lit_align.data.report import SplitReport
 from lit_align.data.rows import DataError
@@ -265,3 +266,22 @@ def test_groups_keep_rows_rewards_and_order(tokenizer):
     first, second = tokenize(examples, tokenizer, ROOMY, SplitReport("d", read=2))
     assert (first.row, first.rewards, [len(ids) for ids in first.completion_ids]) == (7, [3.0, 1.0, 2.0], [2, 3, 4])
     assert (second.row, second.rewards, tokenizer.decode(second.completion_ids[1])) == (3, None, "y</s>")
+
+
+@pytest.mark.parametrize("alone", ["</s>", " </s></s>\n"])
+def test_a_completion_that_is_the_end_alone_is_empty(tokenizer, alone):
+    report = SplitReport("d.jsonl", read=2)
+    pair = text_example("Q: ", "yes", alone)
+    scored = text_example("Q: ", "yes", alone, "no")._replace(rewards=[1.0, 2.0, 3.0])
+    (group,) = tokenize([pair, scored], tokenizer, ROOMY, report)
+    assert [tokenizer.decode(ids) for ids in group.completion_ids] == ["yes</s>", "no</s>"]
+    assert group.rewards == [1.0, 3.0]
+    assert {reason: tally.count for reason, tally in report.dropped.items()} == {"empty completion": 1}
+
+
+def test_many_texts_are_tokenized_some_at_a_time(tokenizer, monkeypatch):
+    written = [f"text {number}" for number in range(7)]
+    whole = specials.ids_of(tokenizer, written)
+    monkeypatch.setattr(specials, "AT_ONCE", 3)
+    assert specials.ids_of(tokenizer, written) == whole
+    assert [tokenizer.decode(ids) for ids in whole] == written
