@@ -15,7 +15,7 @@ from lit_align.quiet import quiet_libraries
 
 SUBCOMMANDS = {
     "fit": "train a policy; writes a run folder with the adapter, metrics, samples and a model card",
-    "validate": "score held-out preferences, of the untrained model or of --ckpt_path",
+    "validate": "score held-out preferences, of the untrained model, or of --resume or --ckpt_path",
     **COMMANDS,
 }
 TRACEBACK = "LIT_ALIGN_TRACEBACK"

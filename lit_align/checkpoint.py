@@ -159,6 +159,24 @@ def advance(fresh: Path, folder: Path, keep_previous: bool) -> None:
     sync_folder(folder)
 
 
+def mark_ended(last: Path, step: int, fresh: Path) -> None:
+    """Write the newest checkpoint again as that of the run's end, if it is of that step; a disk may refuse it.
+
+    Args:
+        last: The newest checkpoint.
+        step: Optimizer steps that the run took.
+        fresh: Where to write.
+    """
+    if not last.exists():
+        return
+    try:
+        state = read_state(last)
+        if state["global_step"] == step and not state.get(ENDED, False):
+            write_state(fresh, {**state, ENDED: True})
+    except (OSError, BadState) as error:
+        log.warning("that the run has ended is not noted in %s: %s", last, reason(error))
+
+
 def sweep(folder: Path) -> None:
     """Delete what a killed run left half-written."""
     for path in folder.glob(f".*{PART}"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import signal
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +15,7 @@ from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from lit_align.callbacks.adapter import SaveAdapter
 from lit_align.callbacks.checkpoints import Checkpoints
@@ -26,14 +28,14 @@ from lit_align.callbacks.signals import Signals
 from lit_align.callbacks.validation import validation_table
 from lit_align.checkpoint import LAST, SafeCheckpointIO
 from lit_align.checks import check_checkpoint_path, usable_accelerator
-from lit_align.errors import UserError
+from lit_align.errors import Stopped, UserError
 from lit_align.mistakes import class_named
 from lit_align.module import AlignModule
 from lit_align.orphans import end_with_parent
 from lit_align.parser import AlignParser, classes_first, own_rules, register
 from lit_align.places import remember_folder
 from lit_align.quiet import quiet_warnings
-from lit_align.resume import RUNS, NothingLeft, Resumption, resumption, spelled_out
+from lit_align.resume import RUNS, NothingLeft, Resumption, newest_state, resumption, spelled_out
 
 TRAINER_DEFAULTS = {
     "accelerator": "auto",
@@ -121,6 +123,8 @@ class AlignCLI(LightningCLI):
         check_checkpoint_path(settings.ckpt_path)
         if settings.resume and self.config.subcommand == "fit":
             self._resume(settings)
+        elif settings.resume:
+            settings.ckpt_path = str(newest_state(settings.resume, settings.run_dir, runs_of(settings)))
 
     def _resume(self, settings: Any) -> None:
         """Let the settings go on with a run.
@@ -206,6 +210,8 @@ class AlignCLI(LightningCLI):
     def _run_subcommand(self, subcommand: str) -> None:
         try:
             super()._run_subcommand(subcommand)
+        except SIGTERMException as end:  # would be an exit with code 0
+            raise Stopped(signal.SIGTERM) from end
         except SystemExit as end:
             if not isinstance(end.__context__, KeyboardInterrupt):
                 raise
@@ -215,7 +221,7 @@ class AlignCLI(LightningCLI):
     def _say_how_to_resume(self) -> None:
         folder = run_folder(self.trainer)
         if folder is not None and (folder / "checkpoints" / LAST).exists():
-            rank_zero_print(f"go on with it by\n  python -m lit_align fit --resume {folder}")
+            rank_zero_print(f"go on with it by\n  python -m lit_align fit --resume {shlex.quote(str(folder))}")
 
 
 def runs_of(settings: Any) -> Path:

@@ -38,7 +38,8 @@ FREE = frozenset(
     }
 )
 """Keys of model and data that change no step."""
-LIMITS = ("max_steps", "max_epochs", "max_time", "min_steps", "min_epochs")
+LIMITS = ("max_steps", "max_epochs", "max_time", "min_steps", "min_epochs", "callbacks")
+"""Keys of the trainer that can have ended a run."""
 
 
 class NothingLeft(Exception):
@@ -125,12 +126,9 @@ def resumption(asked: str, run_dir: str | None, place: Path, given: str) -> Resu
     Raises:
         UserError: If the folder holds no run, or a setting differs that cannot change within a run.
     """
-    folder = Path(asked)
-    if asked == NEWEST:
-        newest = newest_run(place) if run_dir is None else Path(run_dir)
-        if newest is None or not (newest / CONFIG).is_file():
-            return None
-        folder = newest
+    folder = asked_for(asked, run_dir, place)
+    if folder is None:
+        return None
     was = yaml.safe_load(config_of(folder).read_text(encoding="utf-8"))
     now = yaml.safe_load(given)
     changes = dict(differences(was, now))
@@ -138,6 +136,29 @@ def resumption(asked: str, run_dir: str | None, place: Path, given: str) -> Resu
     found = newest_good(folder / "checkpoints")
     done = "" if found is None else nothing_left(found, now["trainer"], changes)
     return Resumption(folder, found, changes, done)
+
+
+def asked_for(asked: str, run_dir: str | None, place: Path) -> Path | None:
+    """The run folder that ``--resume`` means, for the arguments of ``resumption``; None if it names none."""
+    if asked != NEWEST:
+        return Path(asked)
+    newest = newest_run(place) if run_dir is None else Path(run_dir)
+    return newest if newest is not None and (newest / CONFIG).is_file() else None
+
+
+def newest_state(asked: str, run_dir: str | None, place: Path) -> Path:
+    """The newest good checkpoint of the run that ``--resume`` means, for the arguments of ``resumption``.
+
+    Raises:
+        UserError: If there is no run or no checkpoint.
+    """
+    folder = asked_for(asked, run_dir, place)
+    if folder is None:
+        raise UserError(f"--resume: there is no run in {run_dir or place} yet; name its folder")
+    found = newest_good(folder / "checkpoints")
+    if found is None:
+        raise UserError(f"--resume {folder}: there is no checkpoint in it yet, so nothing of it can be validated")
+    return found.path
 
 
 def differences(was: Any, now: Any, key: str = "") -> Iterator[tuple[str, tuple[Any, Any]]]:

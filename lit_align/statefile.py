@@ -7,6 +7,7 @@ the plain kinds; it comes back equal, of the same types.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -60,11 +61,12 @@ def write_state(path: Path, state: Any) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Flush a folder's own list of files, where the system allows it, so that a move outlasts a power cut."""
+    """Flush a folder's own list of files, so that a move outlasts a power cut; not all file systems can."""
     if os.name == "posix":
         handle = os.open(folder, os.O_RDONLY)
         try:
-            os.fsync(handle)
+            with contextlib.suppress(OSError):
+                os.fsync(handle)
         finally:
             os.close(handle)
 

@@ -9,6 +9,7 @@ import pickle
 import random
 import resource
 import signal
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -186,3 +187,18 @@ def test_a_disk_that_takes_no_more_leaves_the_old_file(tmp_path: Path, small_fil
     assert caught.value.errno == errno.EFBIG
     assert read_state(path) == {"step": 1}
     assert [file.name for file in tmp_path.iterdir()] == ["s"]
+
+
+def test_a_file_system_that_cannot_flush_a_folder_still_keeps_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flush = os.fsync
+
+    def refusing(handle: int) -> None:
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        flush(handle)
+
+    monkeypatch.setattr(os, "fsync", refusing)
+    write_state(tmp_path / "a.ckpt", {"n": 1})
+    assert read_state(tmp_path / "a.ckpt") == {"n": 1}

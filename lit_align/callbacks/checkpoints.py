@@ -12,7 +12,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from lit_align.callbacks.run_folder import run_folder
-from lit_align.checkpoint import ENDED, advance, sweep
+from lit_align.checkpoint import ENDED, LAST, advance, mark_ended, sweep
 from lit_align.errors import Stopped
 from lit_align.randomness import random_states, set_random_states
 from lit_align.settings import check
@@ -47,7 +47,7 @@ class Checkpoints(Checkpoint):
         self.every_n_steps = every_n_steps
         self.every_n_minutes = every_n_minutes
         self.stop_by: int | None = None
-        self._ending = self._owed = False
+        self._ending = self._ended = self._owed = False
         self._seen = self._saved = 0
         self._clock = 0.0
         self._ranks: list[dict[str, Any]] = []
@@ -61,6 +61,7 @@ class Checkpoints(Checkpoint):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start counting, and put the random states of the checkpoint back, after all that draws before training."""
         self._seen = self._saved = trainer.global_step
+        self._ended = False
         self._clock = time.monotonic()
         self.stop_by = None
         trainer.callback_metrics.update(self._metrics)
@@ -93,16 +94,23 @@ class Checkpoints(Checkpoint):
             self.save(trainer)  # in case the validation is not waited for
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save what was put off until the validation was done."""
-        if self._owed and not trainer.sanity_checking:
+        """Save what was put off until the validation was done, and where its outcome ends the run."""
+        if trainer.sanity_checking:
+            return
+        if self._owed or (self._at_end(trainer) and self._saved != trainer.global_step and not self._ended):
             self._owed = False
             self._save(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make the state of the end the newest: adapter, card and curves are written by now."""
-        fresh = folder(trainer) / f".end{PART}"
-        if trainer.is_global_zero and fresh.exists():
-            advance(fresh, folder(trainer), keep_previous=True)
+        place = folder(trainer)
+        fresh = place / f".end{PART}"
+        if not trainer.is_global_zero:
+            return
+        if not self._ended:  # a callback stopped the run after its last checkpoint was made
+            mark_ended(place / LAST, trainer.global_step, fresh)
+        if fresh.exists():
+            advance(fresh, place, keep_previous=self._ended)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add what differs between ranks, random states and the sums of the metrics at hand, and their last values."""
@@ -133,7 +141,7 @@ class Checkpoints(Checkpoint):
     def _save(self, trainer: Trainer) -> None:
         """Save, and stop if that was asked for; the state of the end goes beside until the end is reached."""
         if self._at_end(trainer):
-            self._ending = True
+            self._ending = self._ended = True
             trainer.save_checkpoint(folder(trainer) / f".end{PART}")
             self._ending = False
             return
@@ -156,7 +164,8 @@ class Checkpoints(Checkpoint):
         loop = trainer.fit_loop
         last_epoch = trainer.max_epochs is not None and 0 < trainer.max_epochs <= trainer.current_epoch + 1
         whole = last_epoch and loop.epoch_loop._num_ready_batches_reached()
-        return trainer.should_stop or 0 < trainer.max_steps <= trainer.global_step or whole
+        stops = trainer.should_stop and loop._can_stop_early  # not before min_steps and min_epochs
+        return stops or 0 < trainer.max_steps <= trainer.global_step or whole
 
     def _restore(self, trainer: Trainer, module: LightningModule) -> None:
         ranks, self._ranks = self._ranks, []

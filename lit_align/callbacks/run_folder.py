@@ -10,9 +10,12 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_align.callbacks.loggers import METRICS, Rows, own_loggers, read_rows, replaced, write_rows
 from lit_align.errors import UserError
+from lit_align.finite import RECORD
 
 CONFIG = "config.yaml"
 """The effective configuration; a folder that holds it is a run."""
+SAMPLES = "samples.jsonl"
+"""What was drawn for the held-out prompts, one completion a line."""
 
 
 class RunFolder(Callback):
@@ -26,7 +29,7 @@ class RunFolder(Callback):
         config: Text of ``config.yaml``; empty writes none.
         loggers: Whether to log to ``metrics.csv``, and to TensorBoard events if the trainer has no logger of its own.
         step: Optimizer steps after which the run in the folder is gone on with, >= 0; what it wrote of later ones is
-            taken out when training starts. None begins a run.
+            taken out when training starts; 0 begins it anew. None begins a run.
 
     Raises:
         UserError: If the folder already holds a run that is not gone on with.
@@ -87,7 +90,7 @@ def forget_after(folder: Path, step: int) -> None:
 
     Args:
         folder: The run folder.
-        step: Optimizer steps that stay taken, >= 0.
+        step: Optimizer steps that stay taken, >= 0; with none of them nothing stays.
     """
     metrics = folder / METRICS
     if metrics.exists():
@@ -96,9 +99,10 @@ def forget_after(folder: Path, step: int) -> None:
             write_rows(metrics, list(rows[0]), rows)
         else:
             metrics.unlink()
-    for path in folder.glob("*.jsonl"):
+    for path in (folder / name for name in (SAMPLES, RECORD) if (folder / name).exists()):
         # Not splitlines, which takes signs within a text for the end of a line as well.
-        lines = [line for line in path.read_text(encoding="utf-8").split("\n") if _step_of(line) <= step]
+        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = [line for line in lines if step > 0 and _step_of(line) <= step]
         with replaced(path) as part:
             part.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
 

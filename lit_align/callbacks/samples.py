@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lit_align.batch import Sampling
 from lit_align.callbacks.draws import Draw, draw, judged, mean_and_error, undisturbed
-from lit_align.callbacks.run_folder import run_folder
+from lit_align.callbacks.run_folder import SAMPLES, run_folder
 
 
 class SampleTable(Callback):
@@ -109,7 +109,7 @@ class SampleTable(Callback):
         return drawn
 
     def _write(self, folder: Path, drawn: Draw) -> None:
-        with (folder / "samples.jsonl").open("a", encoding="utf-8") as file:
+        with (folder / SAMPLES).open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in drawn.rows())
         text = json.dumps({"seed": self.seed, "max_new_tokens": self.max_new_tokens, "draws": self.summaries}, indent=2)
         (folder / "samples.json").write_text(text + "\n", encoding="utf-8")

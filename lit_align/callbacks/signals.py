@@ -33,7 +33,13 @@ class Signals(Callback):
         self._says = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Put the handlers in place of Lightning's."""
+        """Put the handlers in place of Lightning's, and stop if those were asked to while all was made ready.
+
+        Raises:
+            Stopped: If a SIGTERM came before the first step, as during the first samples.
+        """
+        if trainer.strategy.reduce_boolean_decision(trainer.received_sigterm, all=False):
+            raise Stopped(signal.SIGTERM)
         self._seen = trainer.global_step
         self._says = trainer.is_global_zero
         self._caught = None

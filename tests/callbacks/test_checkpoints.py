@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
 from lit_align.callbacks import checkpoints
@@ -91,3 +92,45 @@ def test_what_a_killed_run_left_half_written_is_cleared_away(tmp_path: Path) -> 
 def test_intervals_out_of_range_are_refused(options: dict[str, Any], name: str) -> None:
     with pytest.raises(UserError, match=rf"checkpoints.{name} is 0"):
         Checkpoints(**options)
+
+
+class StopIn(Callback):
+    """Asks for the end in a hook, from an optimizer step on, as early stopping does; notes the newest checkpoint."""
+
+    def __init__(self, hook: str, step: int) -> None:
+        self.step = step
+        self.kept: list[int | None] = []
+        setattr(self, hook, self._stop)
+
+    def _stop(self, trainer: Trainer, *args: Any) -> None:
+        self.kept.append(steps(Path(trainer.default_root_dir)).get(LAST))
+        trainer.should_stop = trainer.should_stop or trainer.global_step >= self.step
+
+
+def run_until_stopped(folder: Path, stop: StopIn, **options: Any) -> tuple[int, bool]:
+    """The step of the newest checkpoint, and whether it is that of the end."""
+    options = {"val_check_interval": 3, "max_epochs": 2, "plugins": [SafeCheckpointIO()], **options}
+    options |= {"enable_checkpointing": True, "default_root_dir": folder}
+    trainer(stop, Checkpoints(2, None), **options).fit(Drawing(), datamodule=ToyData())
+    assert not list((folder / "checkpoints").glob(".*"))
+    (last,) = (found for found in checkpoints_in(folder / "checkpoints") if found.path.name == LAST)
+    return last.step, last.ended
+
+
+@pytest.mark.parametrize(
+    ("hook", "step", "last"),
+    [
+        ("on_train_batch_end", 5, 5),
+        ("on_validation_end", 7, 9),  # no checkpoint is due after 9 steps
+        ("on_validation_end", 6, 6),  # one is, and waits for the validation
+        ("on_train_epoch_end", 7, 12),  # after the checkpoint of the epoch's end
+    ],
+)
+def test_the_end_that_a_callback_asks_for_is_kept_as_the_end(tmp_path: Path, hook: str, step: int, last: int) -> None:
+    assert run_until_stopped(tmp_path, StopIn(hook, step)) == (last, True)
+
+
+def test_a_run_that_may_not_stop_yet_keeps_its_checkpoints(tmp_path: Path) -> None:
+    stop = StopIn("on_train_batch_end", 1)
+    assert run_until_stopped(tmp_path, stop, min_steps=9, min_epochs=0) == (9, True)
+    assert stop.kept == [None, None, 2, 2, 4, 4, 6, 6, 8]

@@ -127,3 +127,21 @@ def test_what_looks_like_the_end_of_a_line_within_a_text_is_none(tmp_path: Path)
     )
     forget_after(tmp_path, 4)
     assert (tmp_path / "samples.jsonl").read_text(encoding="utf-8").split("\n") == [*lines[:2], ""]
+
+
+def test_only_what_a_run_writes_by_steps_is_taken_out(tmp_path: Path) -> None:
+    line = json.dumps({"step": 8}) + "\n"
+    for name in ("samples.jsonl", "skipped_steps.jsonl", "evaluation.jsonl"):
+        (tmp_path / name).write_text(line)
+    forget_after(tmp_path, 4)
+    left = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    assert left == {"samples.jsonl": "", "skipped_steps.jsonl": "", "evaluation.jsonl": line}
+
+
+def test_a_run_that_begins_anew_keeps_nothing(tmp_path: Path) -> None:
+    """Its first samples are of step 0 and are drawn again."""
+    (tmp_path / "samples.jsonl").write_text(json.dumps({"step": 0}) + "\n")
+    (tmp_path / "metrics.csv").write_text("step,train/loss\n0,1.0\n")
+    forget_after(tmp_path, 0)
+    assert (tmp_path / "samples.jsonl").read_text() == ""
+    assert not (tmp_path / "metrics.csv").exists()

@@ -182,3 +182,13 @@ def test_a_folder_with_a_run_is_refused_with_the_way_to_go_on(
     Path("run/config.yaml").touch()
     assert main(arguments(model)) == 2
     assert "--resume run" in capsys.readouterr().err
+
+
+def test_the_state_that_a_run_would_go_on_from_is_validated(
+    model: str, moments: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fit(model, trainer__max_epochs=1)
+    capsys.readouterr()
+    assert main(["validate", f"--resume={moments / '5'}"]) == 0
+    out = "".join(capsys.readouterr().out.split())  # a narrow table breaks its title
+    assert f"validationof{moments / '5' / 'checkpoints' / 'last.ckpt'}" in out

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from lit_align.__main__ import main
+from lit_align.callbacks.samples import SampleTable
 from lit_align.checkpoint import checkpoints_in
 from lit_align.module import AlignModule
 from tests.survival.runs import arguments, assert_same, fit, resume
@@ -102,3 +103,31 @@ def test_signals_mean_afterwards_what_they_did_before(model: str, place: Path) -
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
     fit(model, trainer__max_epochs=1)
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)] == before
+
+
+def test_a_signal_before_the_first_step_ends_the_run(model: str, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the first samples are drawn Lightning's handler is in place, which only notes it."""
+    take = SampleTable._take
+
+    def interrupted(self: SampleTable, *args: Any, **kwargs: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return take(self, *args, **kwargs)
+
+    def step(*args: Any) -> None:
+        raise AssertionError("a step was taken")
+
+    monkeypatch.setattr(SampleTable, "_take", interrupted)
+    monkeypatch.setattr(AlignModule, "training_step", step)
+    assert main(arguments(model, samples__prompts=2, samples__max_new_tokens=4, **FEW)) == 143
+
+
+def test_a_signal_ends_a_validation_with_its_own_code(model: str, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    validate = AlignModule.validation_step
+
+    def interrupted(self: AlignModule, *args: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        validate(self, *args)
+
+    monkeypatch.setattr(AlignModule, "validation_step", interrupted)
+    command = arguments(model, samples__prompts=None, checkpoints__every_n_steps=None, data__validation_batch_size=2)
+    assert main(["validate", *command[1:]]) == 143
