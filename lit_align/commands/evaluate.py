@@ -7,6 +7,7 @@ taken over prompts. docs/evaluation.md says how each figure is computed.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -94,16 +95,19 @@ def run(args: Sequence[str]) -> None:
     standings = Standings(drawn, with_rewards(prompts, reward, loaded), options.completions, options.best_of)
     settings = {**asdict(options), **asdict(drawing), "model": ready.settings.model}
     settings |= {"reward": _name(reward), "prompts": len(prompts.row), "objective": found.objective}
-    _write(out, {"settings": settings, **standings.as_dict()}, standings)
     standings.show()
+    _write(out, {"settings": settings, **standings.as_dict()}, standings)
     print(f"written to {out}, the completions to {out.with_suffix('.jsonl')}")
 
 
 def _write(out: Path, figures: dict[str, Any], standings: Standings) -> None:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(figures, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    with out.with_suffix(".jsonl").open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in standings.rows())
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(figures, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        with out.with_suffix(".jsonl").open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in standings.rows())
+    except OSError as error:
+        raise UserError(f"out={out} cannot be written: {error.strerror}; what is above is all of it") from error
 
 
 def _name(reward: RewardFunction | None) -> str | None:
@@ -119,13 +123,19 @@ def independent(drawing: Drawing) -> Drawing:
 
 
 def _free_place(out: str | None, folder: str) -> Path:
-    """Where to write; nothing is written over."""
-    if out is not None:
-        if Path(out).exists() or not out.endswith(".json"):
-            raise UserError(f"out={out}: give the name of a .json file that does not exist yet")
-        return Path(out)
+    """Where to write, the completions beside it as .jsonl; nothing is written over."""
     names = (f"evaluation{'' if i == 1 else f'-{i}'}.json" for i in range(1, 10_000))
-    return next(Path(folder) / name for name in names if not (Path(folder) / name).exists())
+    place = next(filter(_is_free, (Path(folder) / name for name in names))) if out is None else Path(out)
+    if not (place.suffix == ".json" and _is_free(place)):
+        raise UserError(f"out={out}: give the name of a .json file that does not exist yet, nor one ending in .jsonl")
+    there = next(parent for parent in place.absolute().parents if parent.exists())
+    if not os.access(there, os.W_OK):
+        raise UserError(f"{there} cannot be written to: give --out FILE.json, in another folder")
+    return place
+
+
+def _is_free(place: Path) -> bool:
+    return not (place.exists() or place.with_suffix(".jsonl").exists())
 
 
 def questions(options: Evaluate, ready: Opened, new_tokens: int) -> tuple[CompletionBatch, RewardFunction | None]:

@@ -101,7 +101,9 @@ def _export_adapter(found: Run, config: dict[str, Any], out: Path, base_model: s
             shutil.copyfile(path, out / path.name)
     model = found.settings.model
     shown = {"base_model_name_or_path": base_model or shown_model(model)}
-    named = config | shown | {"target_modules": _sorted(config["target_modules"])}
+    named = config | shown
+    if "target_modules" in config:  # prompt tuning has none
+        named["target_modules"] = _sorted(config["target_modules"])
     (out / "adapter_config.json").write_text(json.dumps(named, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     _write_card(found, out, base_model)
     print(f"adapter exported to {out}; load it with")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -93,11 +94,11 @@ def find_run(path: str) -> Run:
     adapter = inner if (inner / "adapter_config.json").is_file() else place
     if not (adapter / "adapter_config.json").is_file() or not (adapter / WEIGHTS).is_file():
         raise UserError(_nothing_there(path, place, adapter))
-    folder = next((folder for folder in (adapter.parent, adapter) if (folder / "config.yaml").is_file()), None)
-    if folder is None:
+    runs = ((folder, config) for folder in (adapter.parent, adapter) if (config := _config_of_run(folder)))
+    folder, config = next(runs, (adapter, {}))
+    if not config:
         return Run(adapter, adapter, as_held(_settings_of_adapter(adapter), adapter), None, {})
-    config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")) or {}
-    pair = ((config.get("model") or {}).get("init_args") or {}).get("pair") or {}
+    pair = (config["model"].get("init_args") or {}).get("pair") or {}
     known = {field.name for field in fields(PairSettings)} - {"lora"}
     lora = LoraSettings(adapter=str(adapter))
     settings = PairSettings(**{name: value for name, value in pair.items() if name in known}, lora=lora)
@@ -114,11 +115,8 @@ def opened(run: Run, loading: Loading) -> Opened:
 
     if (run.adapter / "reward.json").is_file():
         raise UserError(f"{run.adapter} is a trained reward, which writes no text: give it as --reward {run.adapter}")
-    if run.start is not None and not (Path(run.start) / WEIGHTS).is_file():
-        raise UserError(
-            f"the reference of this run is the adapter {run.start}, as its config.yaml says, and it is not there; "
-            "run the command where training ran, or set model.pair.lora.adapter in the config.yaml"
-        )
+    if run.start is not None and not (Path(run.start) / WEIGHTS).is_file() and not _may_be_on_the_hub(run.start):
+        raise UserError(_no_start(run.start))
     settings = with_base(run.settings, loading)
     device = device_of(loading.device)
     tokenizer = load_tokenizer(settings)
@@ -137,8 +135,22 @@ def load(found: Opened) -> Loaded:
     pair.requires_grad_(False).eval()
     pair.policy.delete_adapter(REFERENCE)  # it was a copy of the policy
     if found.run.start is not None:
-        pair.policy.load_adapter(found.run.start, adapter_name=REFERENCE, is_trainable=False)
+        try:
+            pair.policy.load_adapter(found.run.start, adapter_name=REFERENCE, is_trainable=False)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise UserError(f"{_no_start(found.run.start)} ({error})") from error
     return Loaded(pair, found.tokenizer, found.device)
+
+
+def _may_be_on_the_hub(adapter: str) -> bool:
+    return adapter.count("/") == 1 and not Path(adapter).exists()
+
+
+def _no_start(adapter: str) -> str:
+    return (
+        f"the reference of this run is the adapter {adapter}, as its config.yaml says, and it is not there; "
+        "run the command where training ran, or set model.pair.lora.adapter in the config.yaml"
+    )
 
 
 def with_base(settings: PairSettings, loading: Loading) -> PairSettings:
@@ -160,6 +172,16 @@ def device_of(name: str) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"device is {name!r}, but PyTorch {torch.__version__} sees no GPU; use --device cpu")
     return device
+
+
+def _config_of_run(folder: Path) -> dict[str, Any]:
+    """The configuration that ``fit`` wrote in a folder; empty if there is none, or it is something else's."""
+    try:
+        config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    model = config.get("model") if isinstance(config, dict) else None
+    return config if isinstance(model, dict) and "class_path" in model else {}
 
 
 def _settings_of_adapter(adapter: Path) -> PairSettings:
@@ -186,6 +208,6 @@ def _nothing_there(path: str, place: Path, adapter: Path) -> str:
     if (place / "config.yaml").is_file():
         return (
             f"{path}: the run has no adapter, so it did not come to its end; "
-            f"go on with it by python -m lit_align fit --resume {place}"
+            f"go on with it by python -m lit_align fit --resume {shlex.quote(str(place))}"
         )
     return f"{path} holds neither a run nor an adapter (adapter_config.json and {WEIGHTS})"

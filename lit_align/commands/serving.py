@@ -32,7 +32,7 @@ def vllm_problems(config: Mapping[str, Any], weights: Path) -> list[str]:
     patterns = [name for name in ("rank_pattern", "alpha_pattern") if config.get(name)]
     checks = {
         f"peft_type is {config.get('peft_type')}; it serves LORA only": config.get("peft_type") != "LORA",
-        f"rank r is {config.get('r')}; the largest is {VLLM_RANKS[-1]}": int(config.get("r", 0)) > VLLM_RANKS[-1],
+        f"rank r is {config.get('r')}; the largest is {VLLM_RANKS[-1]}": int(config.get("r") or 0) > VLLM_RANKS[-1],
         f"bias is {config.get('bias')!r}; it must be 'none'": config.get("bias", "none") != "none",
         "lora_bias is set; its factors must have no bias": bool(config.get("lora_bias")),
         "use_dora is set, which it does not know": bool(config.get("use_dora")),

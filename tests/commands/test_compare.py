@@ -84,3 +84,10 @@ def test_mistakes_get_one_line(place: Path, capsys: pytest.CaptureFixture[str]) 
         message = capsys.readouterr().err
         assert words in message
         assert len(message.strip().splitlines()) == 1
+
+
+def test_half_a_row_at_the_end_is_left_out(place: Path) -> None:
+    make(place / "a", "DPO", 0.5)
+    with Path("a/metrics.csv").open("a") as file:
+        file.write("0,14,0.1")
+    assert read(place / "a", "a").logged["train/beta"] == [(5, 0.5), (10, 0.25)]

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import statistics
 from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub import constants
 
 from lit_align.__main__ import main
 from lit_align.commands import drawing
+from lit_align.commands.runs import find_run
 from tests.commands.conftest import fit
 from tests.data.conftest import write_jsonl
 
@@ -26,6 +29,7 @@ def evaluate(run: Path, *options: str, reward: str | None = LETTERS) -> tuple[di
     rows = [json.loads(line) for line in out.with_suffix(".jsonl").read_text().splitlines()]
     found = json.loads(out.read_text())
     out.unlink()
+    out.with_suffix(".jsonl").unlink()
     return found, rows
 
 
@@ -201,3 +205,44 @@ def test_a_folder_without_a_run_says_what_is_there(
     assert "fit --resume begun" in capsys.readouterr().err
     assert main(["evaluate"]) == 2
     assert "RUN is missing" in capsys.readouterr().err
+
+
+def test_nothing_is_written_over(trained: Path, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("kept.jsonl").write_text("mine")
+    assert main(["evaluate", str(trained), "--out", "kept.json"]) == 2
+    assert "kept.json" in capsys.readouterr().err
+    assert Path("kept.jsonl").read_text() == "mine"
+
+
+def test_a_place_that_cannot_be_written_is_told_before_anything_is_drawn(
+    trained: Path, place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(drawing, "draw_many", None)
+    Path("locked").mkdir(mode=0o500)
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "locked")  # root may write anywhere
+    assert main(["evaluate", str(trained), "--out", "locked/in/x.json"]) == 2
+    assert "give --out FILE.json, in another folder" in capsys.readouterr().err
+
+
+def test_an_adapter_beside_somebody_elses_config_is_an_adapter(trained: Path, place: Path) -> None:
+    shutil.copytree(trained / "adapter", "project/adapter")
+    for text in ("model: gpt2\n", "- a\n", "a: [\n"):
+        Path("project/config.yaml").write_text(text)
+        assert find_run("project").config == {}
+
+
+def test_the_adapter_a_run_began_at_may_be_on_the_hub(
+    base: str, trained: Path, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of the Hub there is what was fetched before."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(place / "hub"))
+    cached = place / "hub" / "models--me--start"
+    shutil.copytree(trained / "adapter", cached / "snapshots" / "abc")
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text("abc")
+    run = fit(base, place, model__optim__learning_rate=1e-12, model__pair__lora__adapter="me/start")
+    found, _ = evaluate(run)
+    assert found["candidates"]["policy"]["kl"]["mean"] == pytest.approx(0, abs=1e-6)
+    shutil.rmtree(cached)
+    assert main(["evaluate", str(run), "--out", "x.json"]) == 2
+    assert "the reference of this run is the adapter me/start" in capsys.readouterr().err

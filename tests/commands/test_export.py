@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from peft import PeftModel
+from peft import PeftModel, PromptTuningConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -214,3 +214,16 @@ def test_a_pickled_adapter_is_refused(trained: Path, place: Path, capsys: pytest
     Path("adapter/adapter_model.safetensors").rename("adapter/adapter_model.bin")
     assert main(["export", "adapter", "--out", "out"]) == 2
     assert "pickled" in capsys.readouterr().err
+
+
+def test_an_adapter_of_another_kind_is_exported_and_not_for_vllm(
+    base: str, place: Path, ids: Tensor, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tuned = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
+    made = get_peft_model(AutoModelForCausalLM.from_pretrained(base), tuned)
+    made.save_pretrained("prompts")
+    assert main(["export", "prompts", "--check", "vllm"]) == 2
+    assert "peft_type is PROMPT_TUNING; it serves LORA only" in capsys.readouterr().err
+    assert main(["export", "prompts", "--out", "out"]) == 0
+    loaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), "out")
+    assert torch.equal(logits(loaded, ids), logits(made, ids))
