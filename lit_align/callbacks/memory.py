@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from lit_align.data.completions import CompletionData
 from lit_align.data.mixed import MixedData
 from lit_align.data.on_policy import OnPolicyData
 from lit_align.errors import UserError
+from lit_align.kv_cache import memory
 from lit_align.planner import Estimate, Planner
 from lit_align.settings import PairSettings
 
@@ -200,7 +200,7 @@ def free(device: torch.device) -> int:
     meminfo = Path("/proc/meminfo")
     if meminfo.is_file():
         return _kilobytes(meminfo.read_text(), "MemAvailable")
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return memory(device)
 
 
 def peak(device: torch.device) -> int:
