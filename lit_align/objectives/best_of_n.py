@@ -55,6 +55,9 @@ class BestOfN(AlignModule):
     The best completion is the one in the first column. Completions as good as it are neither raised nor lowered, and a
     group of several that are all equally good has no best one and is left out.
 
+    Where β times the number of worse completions exceeds 1, the loss has no lower bound: a group's completions can lose
+    likelihood together without end, since only their ratios are compared. β = 1/(N - 1) bounds it, by log δ.
+
     Args:
         negative_coef: Weight of the other completions' log-likelihood β, >= 0; the paper's negative gradient has 1.
         threshold: Probability beside the best completion's below which another is no longer lowered, >= 0.

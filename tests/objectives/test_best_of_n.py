@@ -123,3 +123,14 @@ def test_a_negative_gradient_needs_others_than_the_best() -> None:
 def test_hyperparameters_out_of_range_are_refused(name: str) -> None:
     with pytest.raises(UserError, match=rf"model.{name} is -1"):
         BestOfN(**{name: -1})
+
+
+def test_the_mean_over_the_others_bounds_the_loss_and_their_sum_does_not() -> None:
+    """Lowered together by c, the best adds c and each of the others that still counts takes βc away."""
+    logps = -50 * torch.rand(1000, 10, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    lowered = (logps[:, 1:] - logps[:, :1] > math.log(0.01)).double().sum(-1)
+    for beta in (1.0, 1 / 9):
+        value, lower = (best_of_n_loss(one, others(logps), beta, 0.01) for one in (logps, logps - 100))
+        assert torch.allclose(lower - value, 100 * (1 - beta * lowered))
+    assert best_of_n_loss(logps, others(logps), 1 / 9, 0.01).min() >= math.log(0.01)
+    assert best_of_n_loss(logps, others(logps), 1.0, 0.01).min() < -100

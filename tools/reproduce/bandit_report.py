@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bandit_arms import CENTRES, FIXED, FRESH, PROMPTS
+from bandit_arms import CENTRES, FIXED, FRESH, MEAN, PROMPTS
 from bandit_claims import claims
 from trials.claims import Claim
 from trials.figures import Picture
@@ -21,7 +21,7 @@ PRINTED = {
     "on-policy IPO": "0.92 ± 0.01",
 }
 """Table 3 of arXiv 2404.14367, R₁, 5 seeds; the prompt's token is averaged into the reward."""
-ORDER = (*PRINTED, *(f"offline {name}" for name in FIXED))
+ORDER = (*PRINTED, *(f"offline {name}" for name in (*FIXED, MEAN)))
 
 
 def report(folder: Path) -> Report:
@@ -87,7 +87,7 @@ def figures(found: Mapping[str, Any], folder: Path) -> None:
             for name in named:
                 picture.line(panel, name.rsplit(", ", 1)[1], _curve(arms, name), "share", "reward")
         picture.save(folder / f"bandit_{stem}.png", "share of the run", "reward")
-    fixed = ("offline IPO", *(f"offline {name}" for name in FIXED))
+    fixed = ("offline IPO", *(f"offline {name}" for name in (*FIXED, MEAN)))
     _compare(arms, rewards, fixed, folder / "bandit_figure16.png")
     both = ("offline IPO", "on-policy IPO", "offline RWR", "on-policy RWR")
     _compare(arms, rewards, both, folder / "bandit_figure19.png")
