@@ -143,7 +143,7 @@ class Rollout(NamedTuple):
 
     Attributes:
         completions: The completions and their rewards.
-        old_logps: Token log-probs under the distribution that drew them, nats (B, K, L), or None.
+        old_logps: Token log-probs under the policy that drew them, at its temperature, nats (B, K, L), or None.
         reference_logps: Token log-probs under the reference, nats (B, K, L), or None.
         advantage: (B, K, L) or (B, K, 1), fixed once per buffer, or None.
         old_values: Value estimates when drawn, (B, K, L), or None.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -152,9 +153,11 @@ class AlignModule(LightningModule, ABC):
         kl = reference and self._shows_kl()
         trainer = self._trainer
         recurring = self._recurring and trainer is not None and trainer.training
-        scores = self.pair.score(
-            batch, reference=reference, epsilon=epsilon, kl=kl, value_head=value_head, recurring=recurring
-        )
+        # A fresh buffer is annotated outside Lightning's own context, and must be scored as in a step.
+        with nullcontext() if trainer is None else trainer.precision_plugin.forward_context():
+            scores = self.pair.score(
+                batch, reference=reference, epsilon=epsilon, kl=kl, value_head=value_head, recurring=recurring
+            )
         self._scores = scores
         if reference and self.training_starts:
             check_start(scores, self.pair_settings.model, CACHED_GAP if self.pair.known else 0.0)

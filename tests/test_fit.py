@@ -122,6 +122,16 @@ def test_every_config_runs_and_leaves_a_whole_run_folder(tiny: str, place: Path,
     assert any(value.abs().max() > 0 for name, value in tensors("run").items() if "lora_B" in name)
 
 
+@pytest.mark.parametrize("config", ["ppo", "ppo_bandit"])
+def test_ratios_begin_at_one_in_mixed_precision(tiny: str, place: Path, config: str) -> None:
+    """The buffer is scored in the precision of the steps that learn from it: one step for each buffer here."""
+    args = [*fresh_arguments(tiny, config), "--data.minibatch=12", "--trainer.precision=bf16-mixed"]
+    assert main(args) == 0
+    with Path("run/metrics.csv").open() as file:
+        ratios = [float(row["train/ratio"]) for row in csv.DictReader(file) if row["train/ratio"]]
+    assert ratios == [1.0] * 4
+
+
 @pytest.mark.parametrize("overlay", sorted((ROOT / "configs" / "hardware").glob("*.yaml")), ids=lambda path: path.stem)
 def test_a_config_trains_under_each_hardware_overlay(tiny: str, place: Path, overlay: Path) -> None:
     """On this machine's processor; what the overlay says of memory and precision of the base stays."""

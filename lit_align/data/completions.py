@@ -249,8 +249,13 @@ class CompletionData(LightningDataModule, ABC):
         return collate(distinct_prompts(self._validation or self._train, n), self._pad_id)
 
     def examples(self, n: int) -> CompletionBatch:
-        """Groups as they are learned from, to check before anything is loaded; see ``prompts``."""
-        return self.prompts(n)
+        """Training groups, to check before anything is loaded: the first of ``n`` distinct prompts, and those of the
+        fewest and of the most completions in training and in validation.
+        """
+        self._require_loaded()
+        sets = [groups for groups in (self._train, self._validation) if groups]
+        extremes = [pick(groups, key=lambda group: len(group.completion_ids)) for groups in sets for pick in (min, max)]
+        return collate([*distinct_prompts(self._train, n), *extremes], self._pad_id)
 
     def save_report(self, path: str | Path) -> None:
         """Write the data report as JSON."""

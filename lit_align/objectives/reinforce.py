@@ -62,7 +62,15 @@ class REINFORCE(AlignModule):
         self.kl_coef = kl_coef
 
     def check_data(self, batch: CompletionBatch) -> None:
-        """A baseline of the prompt's own completions needs two of them."""
+        """A baseline of the prompt's own completions needs two of them, and one of the dataset's rewards no charge."""
+        data = getattr(self._trainer, "datamodule", None)
+        held = data is not None and not getattr(data, "fresh", False)
+        if self.kl_coef > 0 and self.baseline == "batch" and held:
+            raise UserError(
+                f"model.kl_coef is {self.kl_coef}, and {type(data).__name__} gives completions of a dataset, whose "
+                "rewards as a whole are not charged, so they cannot be compared: set model.baseline to leave_one_out, "
+                "model.kl_coef to 0, or take --data OnPolicyData"
+            )
         if self.baseline != "batch" and batch.present.sum(-1).min() < 2:
             raise UserError(
                 f"model.baseline is {self.baseline}, and some prompts have one completion, with nothing to compare it: "

@@ -28,7 +28,8 @@ def rest_loss(logps: Tensor) -> Tensor:
 def reward_threshold(pool: Tensor, quantile: float) -> Tensor:
     """The reward below which a share of the pool stays: of N rewards in order, that at ⌊quantile · N⌋ from 0.
 
-    It is itself a reward of the pool, so N - ⌊quantile · N⌋ of them reach it, and more only where there are ties.
+    It is itself a reward of the pool, so N - ⌊quantile · N⌋ of them reach it, and more only where there are ties. Ties
+    at the smallest reward do not: where rewards are 0 and 1, and most are 0, only those of 1 are learned from.
 
     Args:
         pool: Rewards, (N,).
@@ -40,7 +41,9 @@ def reward_threshold(pool: Tensor, quantile: float) -> Tensor:
     if len(pool) == 0:
         return pool.new_tensor(math.inf)
     # What 0.29 · 100 is short of 29 in floating point is no reason to keep one more.
-    return pool.kthvalue(1 + int(quantile * len(pool) + 1e-9)).values
+    below = int(quantile * len(pool) + 1e-9)
+    found = pool.kthvalue(1 + below).values
+    return pool[pool > found].min() if below and pool.min() == found < pool.max() else found
 
 
 class ReST(AlignModule):
@@ -48,8 +51,8 @@ class ReST(AlignModule):
 
     Learns from completions whose reward is at least a quantile of all rewards, those of the whole fresh buffer or of
     all training completions of a dataset; each counts the same, summed over its tokens. Completions with just the
-    quantile's reward are among them, so ties with it stay together. A minibatch of which none reaches it has no
-    gradient.
+    quantile's reward are among them, so ties with it stay together, but those of the smallest reward are not, where
+    rewards differ. A minibatch of which none reaches it has no gradient.
 
     Args:
         quantile: Share of completions to leave out, in [0, 1); 0 keeps all.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from lit_align.batch import CompletionBatch, Loss
@@ -33,6 +32,8 @@ def rrhf_loss(mean_logps: Tensor, logps: Tensor, reward: Tensor, present: Tensor
 class RRHF(AlignModule):
     """Rank responses to align with human feedback, arXiv 2304.05302; its implicit reward is p̄.
 
+    A group whose completions are all equally good has neither an order nor a best one, and is left out.
+
     Args:
         lambda_: Weight of the likelihood of the best completion λ, >= 0.
         pair: The model and its adapter.
@@ -54,4 +55,5 @@ class RRHF(AlignModule):
         assert batch.reward is not None
         scores = self.score(batch, reference=False)
         value = rrhf_loss(scores.mean_logps, scores.logps, batch.reward, batch.present, self.lambda_)
-        return Loss(value, torch.ones_like(value), scores.mean_logps.detach(), {})
+        ranked = better_pairs(batch.reward, batch.present).any((1, 2))
+        return Loss(value, ranked.to(value.dtype), scores.mean_logps.detach(), {})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from lit_align.batch import CompletionBatch, Loss
 from lit_align.module import AlignModule
@@ -30,6 +31,7 @@ class TRDPO(AlignModule):
 
     stats = ("beta",)
     moves_reference = True
+    waited: Tensor
 
     def __init__(
         self,
@@ -46,6 +48,7 @@ class TRDPO(AlignModule):
         self.beta = beta
         self.alpha = alpha
         self.tau = tau
+        self.register_buffer("waited", torch.tensor(0))  # optimizer steps since the last update
 
     def configure_model(self) -> None:
         """Build the pair with a reference that can move."""
@@ -62,7 +65,9 @@ class TRDPO(AlignModule):
         return Loss(value, torch.ones_like(value), self.beta * logratio.detach(), stats)
 
     def adapt(self) -> None:
-        """Move the reference at every τ-th optimizer step."""
+        """Move the reference at every τ-th optimizer step, those that were skipped left out."""
         assert self.pair is not None
-        if self.alpha > 0 and (self.trainer.global_step + 1) % self.tau == 0:
+        self.waited += 1
+        if self.alpha > 0 and self.waited >= self.tau:
             self.pair.update_reference(self.alpha)
+            self.waited.zero_()

@@ -3,8 +3,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from lit_align.checks import check_groups
 from lit_align.data import PreferenceData, ScoredGroups
 from lit_align.data.rows import DataError
+from lit_align.errors import UserError
+from lit_align.objectives import DPO
 from tests.data.conftest import byte_tokenizer, everything, texts_of, validating, write_jsonl
 
 
@@ -13,7 +16,8 @@ def row(number: int, *completions: tuple[str, float]) -> dict:
     return {"prompt": f"Q{number}", "completions": list(texts), "rewards": list(rewards)}
 
 
-FOUR = row(0, ("c", 0.5), ("a", 3.0), ("d", -1.0), ("b", 2.0))
+FOUR_TEXTS = (("c", 0.5), ("a", 3.0), ("d", -1.0), ("b", 2.0))
+FOUR = row(0, *FOUR_TEXTS)
 TWO = row(1, ("worse", 0.0), ("better", 1.0))
 PAIR = {"prompt": "Q", "chosen": " yes", "rejected": " no"}
 
@@ -168,3 +172,14 @@ def test_a_reward_that_fails_late_loses_rows_and_one_that_fails_at_once_ends(tmp
     assert [tally.places for tally in report.dropped.values()] == [["row 2"]]
     with pytest.raises(DataError, match="ZeroDivisionError"):
         judged(tmp_path, ["bad", "a"], ["bad", "b"], ["c", "dd"])
+
+
+def test_training_groups_of_another_size_than_those_of_validation_are_seen(tmp_path):
+    """However late they come among the training rows."""
+    pairs = [row(number, ("a", 1.0), ("b", 0.0)) for number in range(9)]
+    written = write_jsonl(tmp_path / "train.jsonl", [*pairs, row(9, *FOUR_TEXTS)])
+    data = ScoredGroups(str(written), validation_dataset=str(write_jsonl(tmp_path / "held.jsonl", pairs[:2])))
+    data.load(byte_tokenizer())
+    assert data.examples(3).present.sum(-1).tolist() == [2, 2, 2, 2, 4, 2, 2]
+    with pytest.raises(UserError, match="DPO learns from groups of 2 completions, and ScoredGroups gives 2 to 4"):
+        check_groups(DPO, data, data.examples(3))

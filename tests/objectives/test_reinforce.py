@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -194,3 +195,16 @@ def test_rewards_are_gathered_where_the_ranks_can_reach_them() -> None:
     pool = reward_pool(judged(1, 2), SimpleNamespace(world_size=2, strategy=strategy))
     assert seen == ["meta"]
     assert pool.tolist() == [0.5, 1.5, 2.5]
+
+
+def test_a_charge_is_refused_where_the_rewards_of_a_dataset_are_the_measure(model: str) -> None:
+    """They are not charged, so a charged reward beside them says nothing."""
+    for fresh, baseline, refused in (
+        (False, "batch", True),
+        (True, "batch", False),
+        (False, "leave_one_out", False),
+    ):
+        module = moved(REINFORCE, model, baseline=baseline, kl_coef=0.1)
+        module._trainer = SimpleNamespace(datamodule=SimpleNamespace(fresh=fresh))  # type: ignore[assignment]
+        with pytest.raises(UserError, match=r"model\.kl_coef is 0\.1") if refused else nullcontext():
+            module.check_data(judged(3, 2))

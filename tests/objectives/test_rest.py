@@ -55,6 +55,13 @@ def test_ties_with_the_threshold_stay_together() -> None:
     assert reward_threshold(torch.full((5,), 0.1), 0.8) == torch.tensor(0.1)
 
 
+@pytest.mark.parametrize(("good", "kept"), [(1, 1), (20, 20), (25, 25), (30, 30), (99, 99), (100, 100), (0, 100)])
+def test_failures_are_not_learned_from_however_many_there_are(good: int, kept: int) -> None:
+    """Rewards of 0 and 1; where all are equal there is nothing to choose by."""
+    pool = torch.tensor([1.0] * good + [0.0] * (100 - good))
+    assert (pool >= reward_threshold(pool, 0.75)).sum() == kept
+
+
 def test_no_rewards_at_all_keep_nothing() -> None:
     assert reward_threshold(torch.empty(0), 0.5).item() == math.inf
 

@@ -8,7 +8,15 @@ from torch import Tensor
 
 from lit_align.errors import UserError
 from lit_align.objectives.rrhf import RRHF, rrhf_loss
+from tests.families import save_tiny
 from tests.objectives.contract import ObjectiveContract
+from tests.objectives.rollouts import judged, moved
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return save_tiny("llama", tmp_path_factory.mktemp("tiny"))
+
 
 REWARD = torch.tensor([[3.0, 1.0, 1.0]])
 
@@ -40,3 +48,12 @@ def test_an_absent_column_counts_for_nothing() -> None:
 def test_lambda_out_of_range_is_refused() -> None:
     with pytest.raises(UserError, match=r"model.lambda_ is -1"):
         RRHF(lambda_=-1)
+
+
+def test_a_group_without_a_best_completion_is_left_out(model: str) -> None:
+    batch = judged(3, 3)
+    assert batch.reward is not None
+    reward = batch.reward.clone()
+    reward[1] = 2.0
+    found = moved(RRHF, model).loss(batch._replace(reward=reward))
+    assert found.weight.tolist() == [1.0, 0.0, 1.0]

@@ -10,6 +10,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
+from lit_align.batch import CompletionBatch, Loss
 from lit_align.errors import UserError
 from lit_align.module import AlignModule
 from lit_align.objectives.dpo import DPO, dpo_loss
@@ -110,3 +111,25 @@ def test_a_resumed_run_has_the_same_reference(tmp_path: Path) -> None:
 def test_hyperparameters_out_of_range_are_refused(name: str, value: float) -> None:
     with pytest.raises(UserError, match=rf"model.{name} is {value}"):
         TRDPO(**{name: value})
+
+
+class Faulty(TRDPO):
+    """The second micro-batch has no finite loss, so its step is skipped."""
+
+    def loss(self, batch: CompletionBatch) -> Loss:
+        found = super().loss(batch)
+        return found._replace(value=found.value * math.nan) if 3 in batch.row else found
+
+
+def test_a_skipped_step_puts_off_the_update_and_does_not_cost_it(tmp_path: Path) -> None:
+    moves: list[int] = []
+
+    class Watch(Callback):
+        def on_train_batch_end(self, trainer, pl_module, *args) -> None:  # type: ignore[no-untyped-def]
+            moves.append(int(pl_module.waited))
+
+    module = build(tmp_path, Faulty, alpha=1.0, tau=2)
+    groups = random_groups(15, 2)
+    groups = groups._replace(row=torch.arange(15))
+    train(module, groups, [3, 3, 3, 3, 3], 1, callbacks=[Watch()], default_root_dir=tmp_path)
+    assert moves == [1, 1, 0, 1, 0]  # after the steps 3 and 5, of which the second was skipped
