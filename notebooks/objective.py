@@ -18,6 +18,7 @@
 # %%
 import importlib
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -25,7 +26,7 @@ import torch
 from lit_align.__main__ import main as lit_align
 
 QUICK = "--quick" in sys.argv
-HERE = Path("runs/objective")
+HERE = Path("runs/objective") / time.strftime("%Y%m%d-%H%M%S")
 HERE.mkdir(parents=True, exist_ok=True)
 
 # %% [markdown]

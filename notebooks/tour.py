@@ -18,6 +18,7 @@
 # %%
 import json
 import sys
+import time
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -28,7 +29,7 @@ import lit_align as package
 from lit_align.__main__ import main as lit_align
 
 QUICK = "--quick" in sys.argv
-RUN = Path("runs/tour")
+RUN = Path("runs/tour") / time.strftime("%Y%m%d-%H%M%S")
 CONFIG = Path(package.__file__).parents[1] / "configs" / "eps_dpo.yaml"
 quick = ["--trainer.max_steps=4", "--trainer.log_every_n_steps=1", "--data.max_rows=64", "--samples.prompts=4"]
 short = quick if QUICK else []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -198,9 +199,8 @@ def free(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     meminfo = Path("/proc/meminfo")
-    if meminfo.is_file():
-        return _kilobytes(meminfo.read_text(), "MemAvailable")
-    return memory(device)
+    there = _kilobytes(meminfo.read_text(), "MemAvailable") if meminfo.is_file() else None
+    return memory(device) if there is None else there
 
 
 def peak(device: torch.device) -> int:
@@ -222,8 +222,10 @@ def _status(name: str) -> int | None:
     return _kilobytes(status.read_text(), name) if status.is_file() else None
 
 
-def _kilobytes(text: str, name: str) -> int:
-    return int(text.split(f"{name}:")[1].split()[0]) * 1024
+def _kilobytes(text: str, name: str) -> int | None:
+    """A line of such a file, in bytes; None where some kernel leaves it out."""
+    found = re.search(rf"^{name}:\s*(\d+)", text, re.MULTILINE)
+    return None if found is None else int(found[1]) * 1024
 
 
 def _size(count: int) -> str:

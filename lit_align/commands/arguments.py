@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, fields
 from typing import Any, Literal, NoReturn
 
+import docstring_parser
 from jsonargparse import ArgumentParser
 
 from lit_align.batch import Sampling
@@ -60,8 +61,9 @@ def parse(name: str, args: Sequence[str], about: str | None, *kinds: type) -> li
         several = {
             field.name for field in fields(kind) if str(field.type).startswith("list") and field.default is MISSING
         }
+        about_each = {one.arg_name: one.description for one in docstring_parser.parse(kind.__doc__ or "").params}
         for one in several:  # jsonargparse would want a list in brackets
-            parser.add_argument(one, nargs="+", type=str, help="One or more, with spaces between them.")
+            parser.add_argument(one, nargs="+", type=str, help=f"{about_each[one]} They stand with spaces between.")
         parser.add_class_arguments(kind, as_positional=True, skip=several)
     found = parser.instantiate(parser.parse_args(list(args)))
     return [kind(**{field.name: found[field.name] for field in fields(kind)}) for kind in kinds]

@@ -6,6 +6,7 @@ the KL are those of the samples drawn during training, from the same prompts for
 
 from __future__ import annotations
 
+import csv
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -16,7 +17,6 @@ from typing import Any
 import yaml
 from rich.table import Table
 
-from lit_align.callbacks.loggers import read_rows
 from lit_align.commands.arguments import parse
 from lit_align.commands.screen import wide_console
 from lit_align.errors import UserError
@@ -120,11 +120,14 @@ def read_metrics(path: Path) -> dict[str, Points]:
     Lightning counts steps from 0, so a value logged after step n stands at n - 1.
     """
     found: dict[str, Points] = {}
-    for row in read_rows(path) if path.is_file() else ():
-        step = float(row.pop("step")) + 1
-        for name, value in row.items():
-            if value and name != "epoch":
-                found.setdefault(name, []).append((step, float(value)))
+    if path.is_file():
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = [row for row in csv.DictReader(file) if None not in row.values()]  # no half row at the end
+        for row in rows:
+            step = float(row.pop("step")) + 1
+            for name, value in row.items():
+                if value and name != "epoch":
+                    found.setdefault(name, []).append((step, float(value)))
     return found
 
 

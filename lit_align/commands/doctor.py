@@ -74,9 +74,12 @@ def run(args: Sequence[str]) -> None:
     objective.check_data(batch)
     print(f"\n{type(objective).__name__} can learn from what {type(data).__name__} gives")
     print()
-    accumulated = settings.trainer.accumulate_grad_batches
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if plan(objective.pair_settings, data, device, accumulated, objective.moves_reference) is None:
+    trainer = settings.trainer
+    on_gpu = trainer.accelerator in {"auto", "gpu", "cuda"} and torch.cuda.is_available()
+    ranks = int(trainer.devices) if str(trainer.devices).isdigit() else 1
+    share = trainer.accumulate_grad_batches * trainer.num_nodes * ranks
+    device = torch.device("cuda" if on_gpu else "cpu")
+    if plan(objective.pair_settings, data, device, share, objective.moves_reference) is None:
         print("memory: it cannot be told beforehand")
     show_rows(data.prompts(max(1, settings.rows)), objective.tokenizer, settings.rows)
     if settings.load_weights:

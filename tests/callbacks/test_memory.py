@@ -118,3 +118,8 @@ def test_the_remedy_is_what_helps_most(largest: int, options: dict[str, Any], wo
 def test_modules_and_data_that_tell_nothing_are_left_alone(capsys: pytest.CaptureFixture[str]) -> None:
     trainer(MemoryPlan()).fit(ToyModule(), datamodule=ToyData())
     assert "memory:" not in capsys.readouterr().out
+
+
+def test_a_kernel_that_leaves_lines_out_costs_no_run() -> None:
+    assert memory._kilobytes("VmPeak:\t  20 kB\nVmHWM:\t  12 kB\n", "VmHWM") == 12 * 1024
+    assert memory._kilobytes("VmPeak:\t  20 kB\n", "VmHWM") is None

@@ -8,10 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from packaging.requirements import Requirement
 from rich.text import Text
 
 from lit_align.__main__ import main
+from lit_align.commands import doctor
 from lit_align.commands.doctor import END, PROMPT, TRAINED, about_package, row_lines
 from lit_align.data.collate import Group, collate
 from tests.commands.conftest import ROOT
@@ -24,8 +26,6 @@ def styled(line: Text) -> dict[str, str]:
 
 
 def test_each_token_is_shown_as_what_it_is() -> None:
-    import torch
-
     tokenizer = byte_tokenizer()
     prompt, whole, cut = (torch.tensor(tokenizer(text).input_ids, dtype=torch.int32) for text in ("Ask", " yes", " no"))
     end = torch.tensor([tokenizer.eos_token_id], dtype=torch.int32)
@@ -110,3 +110,17 @@ def test_the_help_of_a_light_subcommand_imports_no_heavy_library() -> None:
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize(("accelerator", "devices", "share"), [("cpu", 1, 2), ("auto", 3, 6)])
+def test_the_memory_is_planned_for_the_devices_of_the_run(
+    base: str, place: Path, monkeypatch: pytest.MonkeyPatch, accelerator: str, devices: int, share: int
+) -> None:
+    """On a machine that has a GPU, of which nothing is used here."""
+    seen: list[object] = []
+    monkeypatch.setattr(doctor, "plan", lambda settings, data, device, share, moving: seen.append((device.type, share)))
+    monkeypatch.setattr(doctor, "environment", list)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    given = [f"--trainer.accelerator={accelerator}", f"--trainer.devices={devices}"]
+    assert main(examined(base, *given, "--trainer.accumulate_grad_batches=2")) == 0
+    assert seen == [("cpu" if accelerator == "cpu" else "cuda", share)]

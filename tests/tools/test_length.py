@@ -112,6 +112,21 @@ def test_every_claim_is_about_arms_there_are(tool: Any) -> None:
     assert len({claim.text for claim in claims}) == len(claims)
 
 
+def test_a_reward_model_that_was_stopped_is_trained_to_its_end(
+    tool: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that is stopped saves its adapter as well."""
+    own, trained = tool.arms.Own.read(STUDIES / "length.yaml"), []
+    folder = tool.study.reward_run(tmp_path, own, {}, "Min")
+    (folder / "adapter").mkdir(parents=True)
+    (folder / "adapter" / "reward.json").touch()
+    monkeypatch.setattr(tool.study, "in_child", trained.append)
+    arm = next(arm for arm in tool.arms.arms(own) if arm.facts["task"] == "Min")
+    for _ in range(2):
+        tool.study.judged(tmp_path, own, {}, arm, 0)
+    assert len(trained) == 1
+
+
 def test_another_reward_model_for_other_settings(tool: Any, tmp_path: Path) -> None:
     own = tool.arms.Own.read(STUDIES / "length.yaml")
     folders = {tool.study.reward_run(tmp_path, own, {}, task) for task in tool.arms.TASKS}

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -118,6 +119,42 @@ def test_a_study_goes_on_where_it_was(tool: Any, tmp_path: Path) -> None:
     other.study.config.write_text("model: another\n")
     other.all(other.study.arms)
     assert len(begun(tmp_path)) == 2 * len(before) + 2
+
+
+def test_parts_that_were_run_before_are_reported_with_the_one_at_hand(tool: Any, tmp_path: Path) -> None:
+    first = conduct(tool, tmp_path)
+    table, figure = first.study.arms
+    assert first.study.chosen_parts(["figure"]) == [table, figure]
+    assert first.done() == []
+    first.all([table])
+    assert [arm.name for arm in first.done()] == ["one"]
+    first.all([table, figure])
+    assert conduct(tool, tmp_path).done() == [table, figure]
+    assert conduct(tool, tmp_path, seeds=4).done() == []
+
+
+def test_a_part_that_there_is_not_is_told_with_those_there_are(
+    tool: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        conduct(tool, tmp_path).study.chosen_parts(["table", "figur"])
+    assert end.value.code == 2
+    assert capsys.readouterr().err == "error: --parts figur: there are table, figure\n"
+
+
+def test_nothing_touches_a_gpu_before_the_fork() -> None:
+    """A GPU that says it is there, and is never to be asked for more."""
+    code = (
+        "import sys, pathlib, torch\n"
+        f"sys.path.insert(0, {str(STUDIES)!r})\n"
+        "def touched(*args): raise AssertionError('a GPU was touched')\n"
+        "torch.cuda.is_available, torch.cuda.device_count = lambda: True, lambda: 1\n"
+        "torch.cuda._lazy_init = torch.cuda.get_device_capability = touched\n"
+        "from trials.workers import import_all\n"
+        f"import_all(pathlib.Path({str(STUDIES / 'sentiment.yaml')!r}))\n"
+        "assert 'transformers' in sys.modules and 'bitsandbytes' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
 
 
 def test_what_a_killed_run_left_is_begun_again_and_its_checkpoint_gone_on_with(tool: Any, tmp_path: Path) -> None:

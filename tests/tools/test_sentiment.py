@@ -6,6 +6,7 @@ import json
 import math
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -31,6 +32,31 @@ def tool() -> Iterator[Any]:
     parts = {"arms": sentiment_arms, "claims": sentiment_claims, "ratio": sentiment_ratio, "world": sentiment_world}
     yield SimpleNamespace(**parts, report=sentiment_report, frontiers=frontiers, decided=claims.decided)
     sys.path.remove(str(STUDIES))
+
+
+def test_a_reward_model_that_was_stopped_is_trained_anew_and_other_settings_have_another_world(
+    tool: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tmp_path / "own.yaml"
+    config.write_text((STUDIES / "sentiment.yaml").read_text())
+    own, calls = tool.world.Own.read(config), []
+    world = tmp_path / own.world
+    (world / "reward_model" / "adapter").mkdir(parents=True)
+    (world / "reward_model" / "adapter" / "reward.json").touch()
+    (world / "groups.jsonl").touch()
+
+    def train(call: Any) -> None:
+        assert not (world / "reward_model").exists()  # or the run would not begin
+        (world / "reward_model").mkdir()
+        calls.append(call)
+
+    monkeypatch.setattr(tool.world, "in_child", train)
+    for _ in range(2):
+        tool.world.reward_model(world, own)
+    assert len(calls) == 1
+    config.write_text(config.read_text() + "# another\n")
+    assert own.world != world.name
+    assert replace(own, rows=7).world != own.world
 
 
 def test_divergences_by_hand(tool: Any) -> None:

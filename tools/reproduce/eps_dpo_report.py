@@ -123,7 +123,7 @@ def _margins(arms: Mapping[str, Any], path: Path) -> None:
     picture = Picture([f"{EPSILON}, ε {one:g}" for one in there] or [""])
     for i, one in enumerate(there):
         final = arms[at_epsilon(one)]["final"]
-        for sign in ("+1", "-1"):
+        for sign in (sign for sign in ("+1", "-1") if f"margin of {sign} pairs" in final):
             picture.points(i, sign, list(QUANTILES), [final[f"{sign} quantile {q}"] for q in QUANTILES])
     picture.save(path, "quantile of the pairs of a direction", "margin, nats")
 

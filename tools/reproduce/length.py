@@ -8,9 +8,9 @@ Min wants the shortest completions, Mode those of the reference's usual length, 
 95% were cut short. Each task has a reward model, trained once on the dataset's completions ordered by their true
 length; every method, offline ones too, is judged by that alone, and all that is reported is the true length of samples
 on held-out prompts, beside what the reward model says of them. Every run is ``python -m lit_align fit`` on
-``length.yaml`` and takes as many updates of as many completions. A study that was stopped goes on where it was. Each
-method tries the same learning rates on each task, on a seed that is not reported, and takes the one of the largest
-mean true reward over the run.
+``length.yaml`` and takes as many updates of as many completions. A study that was stopped goes on where it was. On Min
+and on Mode each method tries the same learning rates, on a seed that is not reported, and takes the one of the largest
+mean true reward over the run; on Skew it takes Min's.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ RATES = ("0.0003", "0.001", "0.003", "0.01")
 SECONDS = 30.0
 """CPU seconds of a run, measured on one core of a machine without a GPU."""
 REWARD = Path(__file__).parents[2] / "configs" / "reward_model.yaml"
+TRAINED = "trained"
+"""Marks the folder of a reward model whose training came to its end: one that was stopped has an adapter as well."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -66,9 +68,10 @@ CONFIG = Path(__file__).parent / "length.yaml"
 def judged(rewards: Path, own: Own, training: Options, arm: Arm, seed: int) -> Options:
     """The task's reward model, trained if it is not there."""
     folder = reward_run(rewards, own, training, arm.facts["task"])
-    if not (folder / "adapter" / "reward.json").exists():
+    if not (folder / TRAINED).exists():
         print(f"training the reward model of {arm.facts['task']}: {folder}", flush=True)
         in_child(partial(train, arm.facts["task"], own, training, folder))
+        (folder / TRAINED).touch()
     own_samples: Options = {"samples.seed": seed + APART}
     return {"data.reward": "lit_align.rewards.TrainedReward", "data.reward.path": folder / "adapter", **own_samples}
 

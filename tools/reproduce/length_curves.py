@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trials.results import draws
+from trials.results import all_samples, draws
 
 SHARE = 0.5
 """Of the way from the reference to the optimum, where its speed is read."""
@@ -47,8 +46,7 @@ def measured(folder: Path, reward: LengthReward, facts: Mapping[str, Any]) -> di
             completions after which it is looked at.
     """
     lengths: dict[float, list[int]] = {}
-    for line in (folder / "samples.jsonl").read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
+    for row in all_samples(folder):
         lengths.setdefault(float(row["step"]), []).append(row["tokens"])
     told = draws(folder)
     for step, one in told.items():

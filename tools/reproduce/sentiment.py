@@ -15,7 +15,6 @@ reward - β KL.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import statistics
@@ -35,7 +34,7 @@ from sentiment_report import report
 from trials.after import answer, evaluation, standing
 from trials.command import conduct, parse
 from trials.plan import plan
-from trials.results import draws, write_json
+from trials.results import all_samples, draws, write_json
 from trials.study import SEARCH_SEED, Arm, Study
 from trials.trial import Options
 from trials.workers import import_all
@@ -54,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
     own = world.Own.read(given.config)
     if given.quick:
         own = replace(own, rows=6, tokens=24, prompts=4, steps=1, every=1, answers=4)
-    place = given.work / ("quick-world" if given.quick else "world")
+    place = given.work / own.world
     study = Study(
         name="sentiment",
         config=given.config,
@@ -115,7 +114,7 @@ AT = ("reward", "kl", "positive")
 
 def checkpoints(folder: Path) -> dict[str, list[float]]:
     """What the samples of a run say at each checkpoint, the reference first; ``spread`` is over all its samples."""
-    rows = [json.loads(line) for line in (folder / "samples.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows = all_samples(folder)
     steps = draws(folder)
     rewards = {
         step: [row["reward"] for row in rows if row["step"] == step and row["reward"] is not None] for step in steps

@@ -5,10 +5,12 @@ Everything is drawn at the temperature of the YAML, which training and KL share.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from typing import Any
 import torch
 import yaml
 from trials.after import command
-from trials.trial import Trial
+from trials.trial import Trial, start_of
 from trials.workers import in_child
 
 from lit_align.batch import CompletionBatch
@@ -26,6 +28,8 @@ MOST = 8
 """Completions of a training prompt: the larger K."""
 SEED = 77
 """Of what all runs share."""
+TRAINED = "trained"
+"""Marks the folder of a reward model whose training came to its end: one that was stopped has an adapter as well."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,12 @@ class Own:
         sizes = data["max_rows"], data["max_length"], samples["max_new_tokens"], samples["prompts"]
         pair = text["model"]["init_args"]["pair"]
         return cls(config, pair, data["dataset"], name, *sizes, text["trainer"]["max_steps"], samples["every_n_steps"])
+
+    @property
+    def world(self) -> str:
+        """Name of the folder of what all runs read, another for other settings."""
+        text = json.dumps([asdict(self) | {"config": self.config.read_text(encoding="utf-8")}])
+        return f"world-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
     @property
     def settings(self) -> PairSettings:
@@ -115,9 +125,10 @@ def reward_model(world: Path, own: Own) -> Path:
     options = {"model": "RewardModel", "data.dataset": groups(world, own), "data.validation_dataset": own.dataset}
     options |= {"data.select": "all_pairs", "data.max_completions": 4, "data.batch_size": 16, "samples.prompts": 0}
     options |= {"trainer.max_steps": 2 * own.steps, "trainer.limit_val_batches": max(1, own.rows // 16)}
-    if not (folder / "adapter" / "reward.json").exists():
-        run = partial(command, Trial("reward model", own.config, options, SEED).arguments(folder))
+    if not (folder / TRAINED).exists():
+        run = partial(command, start_of(Trial("reward model", own.config, options, SEED), folder))
         in_child(partial(run, world / "reward_model.log"))
+        (folder / TRAINED).touch()
     return folder / "adapter"
 
 

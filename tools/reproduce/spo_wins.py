@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from trials.results import all_samples
 from trials.wins import win_curve
 
 NEAR = 0.05
@@ -34,8 +35,7 @@ def judge(folder: Path, name: str) -> None:
     """
     from lit_align.commands.rewarding import load_reward
 
-    path = folder / "samples.jsonl"
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    path, rows = folder / "samples.jsonl", all_samples(folder)
     rewards = load_reward(name)([row["prompt"] for row in rows], [row["completion"] for row in rows])
     judged = [{**row, "reward": float(reward)} for row, reward in zip(rows, rewards, strict=True)]
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in judged), encoding="utf-8")

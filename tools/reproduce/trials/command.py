@@ -66,7 +66,8 @@ def conduct(
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # ends the runs on its way
         running = Conduct(study, one, given.work / "runs", given.seeds, given.search_seeds, given.workers)
         running.all(arms)
-        write_json(place, running.report(arms))
+        done = running.done()  # also by other starts, of other parts
+        write_json(place, running.report([arm for arm in study.arms if arm in arms or arm in done]))
         if not given.keep and not running.failed:
             shutil.rmtree(given.work / "runs", ignore_errors=True)
         print(f"{place}, after {(time.monotonic() - begin) / 60:.1f} min of {given.workers} workers\n")

@@ -73,10 +73,15 @@ def draws(folder: Path) -> dict[float, dict[str, Any]]:
 
 def samples(folder: Path) -> list[dict[str, Any]]:
     """The completions that a run drew last, one record each."""
-    lines = (folder / "samples.jsonl").read_text(encoding="utf-8").splitlines()
-    rows = [json.loads(line) for line in lines]
+    rows = all_samples(folder)
     last = max(row["step"] for row in rows)
     return [row for row in rows if row["step"] == last]
+
+
+def all_samples(folder: Path) -> list[dict[str, Any]]:
+    """The completions of all draws of a run, one record each, in order."""
+    with (folder / "samples.jsonl").open(encoding="utf-8") as file:  # str.splitlines would cut at signs within a text
+        return [json.loads(line) for line in file]
 
 
 def _short(value: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics as means
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -66,7 +67,15 @@ class Study:
         return Trial(f"{arm.name}/{label}/seed {seed}", self.config, options, seed)
 
     def chosen_parts(self, parts: Sequence[str]) -> list[Arm]:
-        """The arms of some parts, and those whose search they take; all for no part."""
+        """The arms of some parts, and those whose search they take; all for no part.
+
+        Raises:
+            SystemExit: If there is no such part, with those there are.
+        """
+        known = list(dict.fromkeys(arm.part for arm in self.arms))
+        if unknown := [part for part in parts if part not in known]:
+            print(f"error: --parts {' '.join(unknown)}: there are {', '.join(known)}", file=sys.stderr)
+            raise SystemExit(2)
         named = [arm for arm in self.arms if not parts or arm.part in parts]
         wanted = {arm.like for arm in named}
         return [arm for arm in self.arms if arm in named or arm.name in wanted]
@@ -131,6 +140,18 @@ class Conduct:
         seconds = {"seconds": ended.seconds, "cpu_seconds": ended.cpu_seconds}
         self.results.add(ended.trial.key, {"arm": arm.name, **seconds, **measured})
         return f"{self.study.criterion} {measured['final'][self.study.criterion]:.3f}"
+
+    def done(self) -> list[Arm]:
+        """The arms that have all their runs, those of the search among them."""
+        found, begun = [], {one["arm"] for one in self.results.found.values()}
+        # Of no other arm is there anything, and to name its runs would make the data that they read.
+        for arm in (arm for arm in self.study.arms if {arm.name, arm.like or arm.name} <= begun):
+            base = next((one for one in self.study.arms if one.name == arm.like), arm)
+            searched = all(key in self.results for keys in self._searched(base).values() for key in keys)
+            label = best(self.tried(base)) if searched else None
+            if label and all(self.study.trial(arm, label, seed).key in self.results for seed in self.reported(arm)):
+                found.append(arm)
+        return found
 
     def reported(self, arm: Arm) -> range:
         """The seeds of an arm's reported runs."""

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from trials.results import draws
+from trials.results import all_samples, draws
 
 Rewards = Sequence[Sequence[float]]
 """Of each prompt, of each of its completions."""
@@ -58,8 +57,7 @@ def rewards_of(folder: Path, told: Mapping[float, Any]) -> dict[float, list[list
         ValueError: If a sample has no reward.
     """
     found: dict[float, list[float]] = {}
-    for line in (folder / "samples.jsonl").read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
+    for row in all_samples(folder):
         if row.get("reward") is None:
             raise ValueError(f"a sample of step {row['step']} has no reward, so it neither wins nor loses")
         found.setdefault(float(row["step"]), []).append(row["reward"])

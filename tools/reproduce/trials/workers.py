@@ -58,13 +58,17 @@ def lit_align(args: list[str]) -> int:
 
 
 def import_all(config: Path) -> None:
-    """Let lit_align import and parse once what every run needs; loads no model."""
+    """Let lit_align import and parse once what every run needs; loads no model and touches no GPU."""
     quiet_libraries()
     quiet_warnings()
-    import peft
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # or to look for a GPU is to touch it
+    import torch
     import transformers.models.auto.modeling_auto  # noqa: F401
 
-    assert peft
+    if not torch.cuda.is_available():  # with peft comes bitsandbytes, which asks a GPU what it can do
+        import peft
+
+        assert peft
     with redirect_stdout(StringIO()), suppress(SystemExit):
         lit_align(["fit", "--config", str(config), "--print_config"])
 
