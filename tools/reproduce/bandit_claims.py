@@ -61,7 +61,9 @@ def of_passes(reward: str) -> list[Claim]:
             )
         )
         if name == "PPO":
-            found.append(reaches(f"{base} tolerates reuse: T {much} like T 10", reward, f"{base}, T {much}", base))
+            found.append(
+                reaches(f"{base} tolerates reuse: T {much} has no less than T 10", reward, f"{base}, T {much}", base)
+            )
         else:
             found.append(
                 more(f"{base}: too much reuse hurts, T {much} against T 10", reward, base, f"{base}, T {much}")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bandit_arms import CENTRES, FIXED, FRESH, MEAN, PROMPTS
+from bandit_arms import CENTRES, FIXED, FRESH, MEAN, PASSES_T, PROMPTS, TIMES_B
 from bandit_claims import claims
 from trials.claims import Claim
 from trials.figures import Picture
@@ -58,7 +58,8 @@ def results(found: Mapping[str, Any], prefix: str) -> str:
         rate = arm["settings"].removeprefix("learning rate ")
         rows.append([name, *kinds, printed, plus_minus(arm["final"]["kl"], 1), rate, f"{arm['seconds']['mean']:.0f}"])
     head = ["", "reward", "prompt not counted", "prompt counted", "paper", "KL, nats", "rate", "seconds a run"]
-    return f"{prefix}mean ± standard error over seeds (n)\n\n{table(head, rows)}" if rows else ""
+    about = "mean ± standard error over seeds (n); the reward is the one that a run was trained on"
+    return f"{prefix}{about}\n\n{table(head, rows)}" if rows else ""
 
 
 def variants(found: Mapping[str, Any]) -> str:
@@ -78,14 +79,18 @@ def figures(found: Mapping[str, Any], folder: Path) -> None:
     """All figures that there are runs for."""
     arms = found["arms"]
     rewards = [name for name in CENTRES if any(arm.startswith(f"{name} ") for arm in arms)] or [""]
-    for stem, what in (("figure4", "B"), ("figure14", "T")):
-        picture = Picture([f"{reward} {name}".strip() for reward in rewards for name in FRESH])
-        for panel, base in enumerate(f"{reward} on-policy {name}".strip() for reward in rewards for name in FRESH):
-            named = {name: arm for name, arm in arms.items() if name.startswith(f"{base}, {what} ")}
-            if named:
-                picture.line(panel, "B 1M" if what == "B" else "T 10", _curve(arms, base), "share", "reward")
-            for name in named:
-                picture.line(panel, name.rsplit(", ", 1)[1], _curve(arms, name), "share", "reward")
+    bases = [f"{reward} on-policy {name}".strip() for reward in rewards for name in FRESH]
+    labels = [
+        {1: "B 1M", **{k: f"B {k}M" for k in TIMES_B}},
+        dict(sorted({n: f"T {n}" for n in (10, *PASSES_T)}.items())),
+    ]
+    for stem, named, own in (("figure4", labels[0], "B 1M"), ("figure14", labels[1], "T 10")):
+        picture = Picture(bases)
+        for panel, base in enumerate(bases):
+            there = {label: base if label == own else f"{base}, {label}" for label in named.values()}
+            if any(name in arms for label, name in there.items() if label != own):
+                for label, name in there.items():
+                    picture.line(panel, label, _curve(arms, name), "share", "reward")
         picture.save(folder / f"bandit_{stem}.png", "share of the run", "reward")
     fixed = ("offline IPO", *(f"offline {name}" for name in (*FIXED, MEAN)))
     _compare(arms, rewards, fixed, folder / "bandit_figure16.png")
@@ -96,28 +101,28 @@ def figures(found: Mapping[str, Any], folder: Path) -> None:
 
 def _compare(arms: Mapping[str, Any], rewards: list[str], names: tuple[str, ...], path: Path) -> None:
     """Reward over the run, and against KL."""
-    kinds = ("over the run", "against KL (nats)")
+    kinds = ("over the run", "against KL")
     picture = Picture([f"{reward} {what}".strip() for reward in rewards for what in kinds])
     for i, reward in enumerate(rewards):
         for name in names:
             curve = _curve(arms, f"{reward} {name}".strip())
             picture.line(2 * i, name, curve, "share", "reward")
             picture.line(2 * i + 1, name, curve, "kl", "reward")
-    picture.save(path, "share of the run | KL", "reward")
+    picture.save(path, ["share of the run", "KL, nats"] * len(rewards), "reward")
 
 
 def _implicit(arms: Mapping[str, Any], path: Path) -> None:
     """Log-ratios of best and worst of ten by offline IPO in its last steps, against the number of prompts."""
     names = {n: f"R1 offline IPO, {n} prompts" for n in PROMPTS} | {100: "R1 offline IPO"}
     there = {n: arms[name]["final"] for n, name in sorted(names.items()) if name in arms}
-    picture = Picture(["log-ratios of training pairs", "reward"])
+    picture = Picture(["R1 offline IPO: log-ratios of training pairs", "R1 offline IPO: reward on all contexts"])
     if len(there) > 1:
         for which in ("chosen", "rejected"):
             picture.points(0, which, list(there), [final[which] for final in there.values()])
         picture.points(1, "offline IPO", list(there), [final["reward"] for final in there.values()])
         for axes in picture.panels:
             axes.set_xscale("log")
-    picture.save(path, "prompts", "nats")
+    picture.save(path, "prompts", ["nats", "reward"])
 
 
 def _curve(arms: Mapping[str, Any], name: str) -> dict[str, Any] | None:

@@ -39,7 +39,8 @@ class Peak:
     """Mean over a response's tokens a of exp(-((a - centre) / 10)²), in (0, 1]; arXiv 2404.14367, Section 4.
 
     Args:
-        centre: The best token: 70 is R₁, far from what the reference writes, and 20 is R₂, its mode.
+        centre: The best token: 70 is R₁, far from what the reference writes, and 20 is R₂, where the Cauchy had its
+            mode before its tails were squashed.
         with_prompt: Average over the prompt's token as well, as the authors' code does: the reward then is out of the
             policy's hands by a tenth.
     """

@@ -8,10 +8,12 @@ from typing import Any
 
 COLUMNS = 5
 """Of a legend below the panels."""
+BESIDE = 4
+"""Most panels in one row; more of them stand in rows of three."""
 
 
 class Picture:
-    """Panels side by side, saved as one PNG; what has the same name in two of them has the same colour.
+    """Panels in one row or in rows of three, saved as one PNG; what has the same name in two has the same colour.
 
     Args:
         titles: Of the panels.
@@ -21,9 +23,12 @@ class Picture:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
 
-        self.figure = Figure(figsize=(4 * len(titles), 3.2), layout="constrained")
+        self.columns = len(titles) if len(titles) <= BESIDE else 3
+        rows = -(-len(titles) // self.columns)
+        self.figure = Figure(figsize=(4 * self.columns, 3.2 * rows), layout="constrained")
         FigureCanvasAgg(self.figure)
-        self.panels = [self.figure.add_subplot(1, len(titles), i + 1, title=title) for i, title in enumerate(titles)]
+        places = [(rows, self.columns, i + 1) for i in range(len(titles))]
+        self.panels = [self.figure.add_subplot(*at, title=title) for at, title in zip(places, titles, strict=True)]
         self.labels: list[list[str]] = [[] for _ in titles]
         self.colors: dict[str, str] = {}
 
@@ -47,15 +52,23 @@ class Picture:
             style = {"fmt": "o-", "markersize": 3, "capsize": 2, "color": self._color(panel, label)}
             self.panels[panel].errorbar(places, means, errors, label=label, **style)
 
-    def save(self, path: Path, x: str, y: str) -> None:
-        """Write the PNG, unless nothing was drawn."""
+    def save(self, path: Path, x: str | Sequence[str], y: str | Sequence[str]) -> None:
+        """Write the PNG, unless nothing was drawn.
+
+        Args:
+            path: The file.
+            x: Name of the horizontal axes, or one for each panel.
+            y: Name of the first vertical axis of each row, or one for each panel.
+        """
         if not self.colors:
             return
-        for axes in self.panels:
-            axes.set_xlabel(x)
+        below = [x] * len(self.panels) if isinstance(x, str) else x
+        beside = ["" if i % self.columns else y for i in range(len(self.panels))] if isinstance(y, str) else y
+        for axes, name, other in zip(self.panels, below, beside, strict=True):
+            axes.set_xlabel(name)
+            axes.set_ylabel(other)
             axes.grid(alpha=0.3)
         self._legend()
-        self.panels[0].set_ylabel(y)
         path.parent.mkdir(parents=True, exist_ok=True)
         self.figure.savefig(path, dpi=90)
 
