@@ -124,6 +124,10 @@ class AlignCLI(LightningCLI):
         if settings.resume and self.config.subcommand == "fit":
             self._resume(settings)
         elif settings.resume:
+            if settings.ckpt_path:
+                raise UserError(
+                    f"--resume {settings.resume} and --ckpt_path {settings.ckpt_path}: leave one of them out"
+                )
             settings.ckpt_path = str(newest_state(settings.resume, settings.run_dir, runs_of(settings)))
 
     def _resume(self, settings: Any) -> None:

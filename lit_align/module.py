@@ -91,6 +91,7 @@ class AlignModule(LightningModule, ABC):
         self.pair_settings = pair
         self.optim_settings = optim
         self.pair: PolicyReferencePair | None = None
+        self.source: Any = None
         self.monitor = Monitor(self.stats)
         # A metric, not a buffer: data parallelism would overwrite every rank's buffers with those of rank 0.
         self.step_weight = Total()
@@ -253,12 +254,18 @@ class AlignModule(LightningModule, ABC):
         check_cache(self.pair_settings.reference_cache, str(self.trainer.precision))
         data = getattr(self.trainer, "datamodule", None)
         if data is not None and hasattr(data, "examples"):
-            batch = data.examples(CHECKED_GROUPS)
-            check_groups(type(self), data, batch)
-            self.check_data(batch)
+            self.check_source(data)
+
+    def check_source(self, data: Any) -> Any:
+        """Refuse, with a UserError, a data module this objective cannot learn from; else some of its groups."""
+        self.source = data
+        batch = data.examples(CHECKED_GROUPS)
+        check_groups(type(self), data, batch)
+        self.check_data(batch)
+        return batch
 
     def check_data(self, batch: Any) -> None:
-        """Refuse, with a UserError, groups this objective cannot learn from; called before the model loads."""
+        """Refuse, with a UserError, groups this objective cannot learn from; ``source`` is the data module."""
 
     def configure_model(self) -> None:
         """Build the pair on the device of this process; called by Lightning after the data has been read."""

@@ -211,6 +211,7 @@ def nothing_left(found: Found, trainer: dict[str, Any], changes: dict[str, tuple
         return f"it has taken {found.step} steps, and trainer.max_steps is {steps}{extend}"
     if 0 < epochs <= found.epochs:
         return f"it has done {found.epochs} epochs, and trainer.max_epochs is {epochs}{extend}"
-    if found.ended and not any(f"trainer.{name}" in changes for name in LIMITS):
+    lifted = any(key.split(".")[:2] == ["trainer", name] for key in changes for name in LIMITS)
+    if found.ended and not lifted:
         return f"it ended after step {found.step}{extend}, or lift what stopped it"
     return ""

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 _PROBES = ("a", "0", "the")
 _ANCHOR = "\n"
 AT_ONCE = 2048
-"""Texts in one call of a tokenizer: enough for all cores, and few beside the 128 bytes it takes for each token."""
+"""Texts in one call of a tokenizer: enough for all cores. Until it returns it takes 128 bytes for each token."""
 
 
 class Specials(NamedTuple):

@@ -97,7 +97,8 @@ class Checkpoints(Checkpoint):
         """Save what was put off until the validation was done, and where its outcome ends the run."""
         if trainer.sanity_checking:
             return
-        if self._owed or (self._at_end(trainer) and self._saved != trainer.global_step and not self._ended):
+        due = self._at_end(trainer) and self._saved != trainer.global_step and not self._ended
+        if self._owed or (due and not trainer.fit_loop.epoch_loop._should_accumulate()):
             self._owed = False
             self._save(trainer)
 

@@ -21,10 +21,8 @@ from rich.text import Text
 
 from lit_align.batch import CompletionBatch, completions_of
 from lit_align.callbacks.memory import plan
-from lit_align.checks import check_groups
 from lit_align.cli import AlignCLI
 from lit_align.errors import UserError
-from lit_align.module import CHECKED_GROUPS
 from lit_align.parser import own_rules, register
 from lit_align.places import remember_folder
 
@@ -69,21 +67,28 @@ def run(args: Sequence[str]) -> None:
     _print_lines("model", [*about_tokenizer(objective.tokenizer), about_reference(objective)])
     data.load(objective.tokenizer)
     print(f"\n{data.report.render()}")
-    batch = data.examples(CHECKED_GROUPS)
-    check_groups(type(objective), data, batch)
-    objective.check_data(batch)
+    batch = objective.check_source(data)
     print(f"\n{type(objective).__name__} can learn from what {type(data).__name__} gives")
     print()
     trainer = settings.trainer
     on_gpu = trainer.accelerator in {"auto", "gpu", "cuda"} and torch.cuda.is_available()
-    ranks = int(trainer.devices) if str(trainer.devices).isdigit() else 1
-    share = trainer.accumulate_grad_batches * trainer.num_nodes * ranks
+    share = trainer.accumulate_grad_batches * trainer.num_nodes * _ranks(trainer.devices, on_gpu)
     device = torch.device("cuda" if on_gpu else "cpu")
     if plan(objective.pair_settings, data, device, share, objective.moves_reference) is None:
         print("memory: it cannot be told beforehand")
     show_rows(data.prompts(max(1, settings.rows)), objective.tokenizer, settings.rows)
     if settings.load_weights:
         _print_lines("weights", about_weights(objective, completions_of(batch).rows(slice(0, 4))))
+
+
+def _ranks(devices: Any, on_gpu: bool) -> int:
+    """How many ranks ``trainer.devices`` makes on one machine: a number, a list such as [0, 2] or "0,2", or all."""
+    named = devices if isinstance(devices, list) else [one for one in str(devices).strip("[]").split(",") if one]
+    if len(named) > 1 or isinstance(devices, list):
+        return len(named)
+    if str(devices) in {"-1", "auto"}:
+        return torch.cuda.device_count() if on_gpu else 1
+    return int(devices)
 
 
 def _print_lines(title: str, lines: Sequence[str]) -> None:

@@ -127,7 +127,7 @@ def _free_place(out: str | None, folder: str) -> Path:
     names = (f"evaluation{'' if i == 1 else f'-{i}'}.json" for i in range(1, 10_000))
     place = next(filter(_is_free, (Path(folder) / name for name in names))) if out is None else Path(out)
     if not (place.suffix == ".json" and _is_free(place)):
-        raise UserError(f"out={out}: give the name of a .json file that does not exist yet, nor one ending in .jsonl")
+        raise UserError(f"out={out}: give the name of a .json file that does not exist yet, nor its .jsonl beside it")
     there = next(parent for parent in place.absolute().parents if parent.exists())
     if not os.access(there, os.W_OK):
         raise UserError(f"{there} cannot be written to: give --out FILE.json, in another folder")

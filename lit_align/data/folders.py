@@ -52,7 +52,7 @@ def _check_shards(folder: Path, split: str, files: list[Path]) -> None:
     count, numbers = int(shards[0][3]), [int(shard[2]) for shard in shards]
     if len(set(numbers)) < len(numbers) or any(int(shard[3]) != count for shard in shards):
         raise DataError(f'{folder} has shards of more than one kind for the split "{split}"; keep those of one')
-    first = 0 if 0 in numbers else 1  # some count from 1
+    first = 1 if count in numbers else 0  # some count from 1
     missing = [str(number) for number in range(first, first + count) if number not in numbers]
     if missing:
         raise DataError(

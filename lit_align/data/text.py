@@ -159,14 +159,15 @@ def _without_empty(one: _Rendered, report: SplitReport) -> _Rendered | None:
     if len(kept) == len(one.completions):
         return one
     example = one.example
-    if example.rewards is None or len(kept) < min(2, len(one.completions)):
+    if len(kept) < min(2, len(one.completions)):
         report.drop("empty completion", example.place)
         return None
+    rewards = None if example.rewards is None else [example.rewards[number] for number in kept]
+    if rewards is not None and len(rewards) > 1 and len(set(rewards)) == 1:
+        report.drop("all rewards equal", example.place)
+        return None
     report.note("empty completion left out of a group", example.place)
-    example = example._replace(
-        completions=[example.completions[number] for number in kept],
-        rewards=[example.rewards[number] for number in kept],
-    )
+    example = example._replace(completions=[example.completions[number] for number in kept], rewards=rewards)
     return one._replace(example=example, completions=[one.completions[number] for number in kept])
 
 

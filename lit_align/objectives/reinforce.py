@@ -63,13 +63,12 @@ class REINFORCE(AlignModule):
 
     def check_data(self, batch: CompletionBatch) -> None:
         """A baseline of the prompt's own completions needs two of them, and one of the dataset's rewards no charge."""
-        data = getattr(self._trainer, "datamodule", None)
-        held = data is not None and not getattr(data, "fresh", False)
+        held = self.source is not None and not getattr(self.source, "fresh", False)
         if self.kl_coef > 0 and self.baseline == "batch" and held:
             raise UserError(
-                f"model.kl_coef is {self.kl_coef}, and {type(data).__name__} gives completions of a dataset, whose "
-                "rewards as a whole are not charged, so they cannot be compared: set model.baseline to leave_one_out, "
-                "model.kl_coef to 0, or take --data OnPolicyData"
+                f"model.kl_coef is {self.kl_coef}, and {type(self.source).__name__} gives completions of a dataset, "
+                "whose rewards as a whole are not charged, so they cannot be compared: set model.baseline to "
+                "leave_one_out, model.kl_coef to 0, or take --data OnPolicyData"
             )
         if self.baseline != "batch" and batch.present.sum(-1).min() < 2:
             raise UserError(

@@ -28,8 +28,8 @@ def rest_loss(logps: Tensor) -> Tensor:
 def reward_threshold(pool: Tensor, quantile: float) -> Tensor:
     """The reward below which a share of the pool stays: of N rewards in order, that at ⌊quantile · N⌋ from 0.
 
-    It is itself a reward of the pool, so N - ⌊quantile · N⌋ of them reach it, and more only where there are ties. Ties
-    at the smallest reward do not: where rewards are 0 and 1, and most are 0, only those of 1 are learned from.
+    It is itself a reward of the pool, so N - ⌊quantile · N⌋ of them reach it, and more only where there are ties. Where
+    that leaves any out, it leaves out those of the smallest reward: of 0 and 1, mostly 0, only those of 1 reach it.
 
     Args:
         pool: Rewards, (N,).
@@ -51,8 +51,8 @@ class ReST(AlignModule):
 
     Learns from completions whose reward is at least a quantile of all rewards, those of the whole fresh buffer or of
     all training completions of a dataset; each counts the same, summed over its tokens. Completions with just the
-    quantile's reward are among them, so ties with it stay together, but those of the smallest reward are not, where
-    rewards differ. A minibatch of which none reaches it has no gradient.
+    quantile's reward are among them, so ties with it stay together; but where any are left out and rewards differ,
+    those of the smallest reward are. A minibatch of which none reaches it has no gradient.
 
     Args:
         quantile: Share of completions to leave out, in [0, 1); 0 keeps all.

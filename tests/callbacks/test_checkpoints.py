@@ -16,6 +16,7 @@ from lit_align.callbacks import checkpoints
 from lit_align.callbacks.checkpoints import Checkpoints
 from lit_align.checkpoint import LAST, PREVIOUS, SafeCheckpointIO, checkpoints_in
 from lit_align.errors import UserError
+from lit_align.statefile import read_state
 from tests.callbacks.toy import ToyData, ToyModule, trainer
 
 
@@ -134,3 +135,12 @@ def test_a_run_that_may_not_stop_yet_keeps_its_checkpoints(tmp_path: Path) -> No
     stop = StopIn("on_train_batch_end", 1)
     assert run_until_stopped(tmp_path, stop, min_steps=9, min_epochs=0) == (9, True)
     assert stop.kept == [None, None, 2, 2, 4, 4, 6, 6, 8]
+
+
+def test_an_end_amid_an_accumulated_step_is_kept_at_the_step_before(tmp_path: Path) -> None:
+    """Validation comes after the fifth micro-batch, whose gradient no checkpoint could hold."""
+    stop = StopIn("on_validation_end", 1)
+    found = run_until_stopped(tmp_path, stop, val_check_interval=5, accumulate_grad_batches=2)
+    assert found == (2, True)
+    loop = read_state(tmp_path / "checkpoints" / LAST)["loops"]["fit_loop"]
+    assert loop["epoch_loop.batch_progress"]["current"]["ready"] == 4

@@ -88,6 +88,7 @@ def test_it_looks_at_the_weights_beside_samples_of_the_policy_too(
     [
         (["--model", "EXORw"], ["EXORw", "reward"]),
         (["--model", "SFT"], ["SFT", "Demonstrations"]),
+        (["--model", "REINFORCE", "--model.kl_coef", "0.1", "--data", "ScoredGroups"], ["kl_coef is 0.1", "dataset"]),
         (["--data.max_lenght", "3"], ["did you mean data.max_length?"]),
         (["--row", "3"], ["did you mean rows?"]),
         (["--rows", "-1"], ["rows is -1"]),
@@ -112,15 +113,26 @@ def test_the_help_of_a_light_subcommand_imports_no_heavy_library() -> None:
     assert done.stdout.splitlines()[-1] == "[]"
 
 
-@pytest.mark.parametrize(("accelerator", "devices", "share"), [("cpu", 1, 2), ("auto", 3, 6)])
+@pytest.mark.parametrize(
+    ("accelerator", "devices", "share"),
+    [
+        ("cpu", "1", 2),
+        ("auto", "3", 6),
+        ("gpu", "[0,2]", 4),
+        ("auto", "0,1,3", 6),
+        ("auto", "-1", 8),
+        ("cpu", "auto", 2),
+    ],
+)
 def test_the_memory_is_planned_for_the_devices_of_the_run(
-    base: str, place: Path, monkeypatch: pytest.MonkeyPatch, accelerator: str, devices: int, share: int
+    base: str, place: Path, monkeypatch: pytest.MonkeyPatch, accelerator: str, devices: str, share: int
 ) -> None:
     """On a machine that has a GPU, of which nothing is used here."""
     seen: list[object] = []
     monkeypatch.setattr(doctor, "plan", lambda settings, data, device, share, moving: seen.append((device.type, share)))
     monkeypatch.setattr(doctor, "environment", list)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     given = [f"--trainer.accelerator={accelerator}", f"--trainer.devices={devices}"]
     assert main(examined(base, *given, "--trainer.accumulate_grad_batches=2")) == 0
     assert seen == [("cpu" if accelerator == "cpu" else "cuda", share)]

@@ -270,13 +270,17 @@ def test_groups_keep_rows_rewards_and_order(tokenizer):
 
 @pytest.mark.parametrize("alone", ["</s>", " </s></s>\n"])
 def test_a_completion_that_is_the_end_alone_is_empty(tokenizer, alone):
-    report = SplitReport("d.jsonl", read=2)
+    report = SplitReport("d.jsonl", read=4)
     pair = text_example("Q: ", "yes", alone)
     scored = text_example("Q: ", "yes", alone, "no")._replace(rewards=[1.0, 2.0, 3.0])
-    (group,) = tokenize([pair, scored], tokenizer, ROOMY, report)
-    assert [tokenizer.decode(ids) for ids in group.completion_ids] == ["yes</s>", "no</s>"]
-    assert group.rewards == [1.0, 3.0]
-    assert {reason: tally.count for reason, tally in report.dropped.items()} == {"empty completion": 1}
+    tied = scored._replace(rewards=[1.0, 2.0, 1.0])
+    unjudged = scored._replace(rewards=None)  # such as those that a reward is still to judge
+    groups = tokenize([pair, scored, tied, unjudged], tokenizer, ROOMY, report)
+    for group in groups:
+        assert [tokenizer.decode(ids) for ids in group.completion_ids] == ["yes</s>", "no</s>"]
+    assert [group.rewards for group in groups] == [[1.0, 3.0], None]
+    dropped = {reason: tally.count for reason, tally in report.dropped.items()}
+    assert dropped == {"empty completion": 1, "all rewards equal": 1}
 
 
 def test_many_texts_are_tokenized_some_at_a_time(tokenizer, monkeypatch):

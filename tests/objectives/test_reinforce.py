@@ -205,6 +205,6 @@ def test_a_charge_is_refused_where_the_rewards_of_a_dataset_are_the_measure(mode
         (False, "leave_one_out", False),
     ):
         module = moved(REINFORCE, model, baseline=baseline, kl_coef=0.1)
-        module._trainer = SimpleNamespace(datamodule=SimpleNamespace(fresh=fresh))  # type: ignore[assignment]
+        module.source = SimpleNamespace(fresh=fresh)
         with pytest.raises(UserError, match=r"model\.kl_coef is 0\.1") if refused else nullcontext():
             module.check_data(judged(3, 2))

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from rich.table import Table
 
+from lit_align import cli
 from lit_align.__main__ import main
-from lit_align.checkpoint import checkpoints_in
-from lit_align.resume import may_change
+from lit_align.callbacks.validation import validation_table
+from lit_align.checkpoint import Found, checkpoints_in
+from lit_align.resume import may_change, nothing_left
 from tests.survival.runs import arguments, assert_same, fit, resume, rows
 
 TWICE = {"trainer__accumulate_grad_batches": 2, "trainer__val_check_interval": 2, "samples__prompts": 2}
@@ -184,11 +189,34 @@ def test_a_folder_with_a_run_is_refused_with_the_way_to_go_on(
     assert "--resume run" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("key", "lifts"),
+    [
+        ("trainer.callbacks", True),  # a list of them, or one in the place of another
+        ("trainer.callbacks.patience", True),
+        ("trainer.max_time", True),
+        ("trainer.log_every_n_steps", False),
+    ],
+)
+def test_a_run_that_was_stopped_goes_on_where_what_stopped_it_is_lifted(key: str, lifts: bool) -> None:
+    found = Found(Path("last.ckpt"), step=4, ended=True)
+    told = nothing_left(found, {"max_steps": 9, "max_epochs": None}, {key: (1, 2)})
+    assert told == "" if lifts else "it ended after step 4" in told
+
+
 def test_the_state_that_a_run_would_go_on_from_is_validated(
-    model: str, moments: Path, capsys: pytest.CaptureFixture[str]
+    model: str, moments: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    titles: list[str] = []
+
+    def table(metrics: Mapping[str, Any], source: str) -> Table:
+        titles.append(source)
+        return validation_table(metrics, source)
+
+    monkeypatch.setattr(cli, "validation_table", table)
     fit(model, trainer__max_epochs=1)
-    capsys.readouterr()
+    last = moments / "5" / "checkpoints" / "last.ckpt"
+    assert main(["validate", f"--resume={moments / '5'}", f"--ckpt_path={last}"]) == 2
+    assert "leave one of them out" in capsys.readouterr().err
     assert main(["validate", f"--resume={moments / '5'}"]) == 0
-    out = "".join(capsys.readouterr().out.split())  # a narrow table breaks its title
-    assert f"validationof{moments / '5' / 'checkpoints' / 'last.ckpt'}" in out
+    assert titles == [f"validation of {last}"]

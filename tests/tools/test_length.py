@@ -125,6 +125,10 @@ def test_a_reward_model_that_was_stopped_is_trained_to_its_end(
     for _ in range(2):
         tool.study.judged(tmp_path, own, {}, arm, 0)
     assert len(trained) == 1
+    commands: list[list[str]] = []
+    monkeypatch.setattr(tool.study, "lit_align", lambda command: commands.append(command) or 0)
+    trained[0]()
+    assert "--resume" in commands[0]  # which begins anew in a folder without a checkpoint
 
 
 def test_another_reward_model_for_other_settings(tool: Any, tmp_path: Path) -> None:

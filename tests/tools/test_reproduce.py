@@ -131,6 +131,16 @@ def test_parts_that_were_run_before_are_reported_with_the_one_at_hand(tool: Any,
     first.all([table, figure])
     assert conduct(tool, tmp_path).done() == [table, figure]
     assert conduct(tool, tmp_path, seeds=4).done() == []
+    base = first.study.trial(table, "rate 3", 1).key
+    first.results.found.pop(base)  # such as one that failed
+    assert first.done() == []
+
+
+def test_an_arm_is_done_though_a_run_of_its_search_has_failed(tool: Any, tmp_path: Path) -> None:
+    running = conduct(tool, tmp_path, rates=("1", "3", "9"))
+    running.all(running.study.arms)
+    assert running.failed
+    assert running.done() == list(running.study.arms)
 
 
 def test_a_part_that_there_is_not_is_told_with_those_there_are(

@@ -42,7 +42,7 @@ def frontier(arms: dict[str, Any], other: str) -> Claim:
         return Undecided(f"{text}: they share no KL", measure)
     for method, heights in sides.items():
         of_method = arms.setdefault(f"frontier of {method}", {"final": {}})
-        # Where a run has failed, of the seeds that are there at every β.
+        # Where a run has failed, by their order and as many as there are at every β.
         of_method["final"][measure] = summary([fmean(seed) for seed in zip(*heights, strict=False)])
     text += f" (nats by β, {', '.join(told)})"
     return More(text, measure, [f"frontier of {EPSILON}"], [f"frontier of {other}"])

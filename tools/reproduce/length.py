@@ -95,10 +95,9 @@ def reward_run(rewards: Path, own: Own, training: Options, task: str) -> Path:
 
 
 def train(task: str, own: Own, training: Options, folder: Path) -> None:
-    """Train a reward model by the command line; what was left of an earlier try is resumed."""
+    """Train a reward model by the command line, which goes on with what was left of an earlier try."""
     given = {**reward_options(own, training, task), "run_dir": folder}
-    resume = ["--resume"] if any((folder / "checkpoints").glob("*.ckpt")) else []
-    command = ["fit", "--config", str(REWARD), *(f"--{key}={value}" for key, value in given.items()), *resume]
+    command = ["fit", "--config", str(REWARD), *(f"--{key}={value}" for key, value in given.items()), "--resume"]
     if code := lit_align(command):
         raise RuntimeError(f"exit code {code} of: python -m lit_align {' '.join(command)}")
 

@@ -142,16 +142,20 @@ class Conduct:
         return f"{self.study.criterion} {measured['final'][self.study.criterion]:.3f}"
 
     def done(self) -> list[Arm]:
-        """The arms that have all their runs, those of the search among them."""
-        found, begun = [], {one["arm"] for one in self.results.found.values()}
+        """The arms that have all their reported runs, and so has the one whose search they take."""
+        begun = {one["arm"] for one in self.results.found.values()}
         # Of no other arm is there anything, and to name its runs would make the data that they read.
-        for arm in (arm for arm in self.study.arms if {arm.name, arm.like or arm.name} <= begun):
-            base = next((one for one in self.study.arms if one.name == arm.like), arm)
-            searched = all(key in self.results for keys in self._searched(base).values() for key in keys)
-            label = best(self.tried(base)) if searched else None
-            if label and all(self.study.trial(arm, label, seed).key in self.results for seed in self.reported(arm)):
-                found.append(arm)
-        return found
+        there = [arm for arm in self.study.arms if {arm.name, arm.like or arm.name} <= begun]
+        whole = {arm.name for arm in there if self._whole(arm)}
+        return [arm for arm in there if {arm.name, arm.like or arm.name} <= whole]
+
+    def _whole(self, arm: Arm) -> bool:
+        base = next((one for one in self.study.arms if one.name == arm.like), arm)
+        try:
+            label = best(self.tried(base))
+        except ValueError:  # no run of the search is there
+            return False
+        return all(self.study.trial(arm, label, seed).key in self.results for seed in self.reported(arm))
 
     def reported(self, arm: Arm) -> range:
         """The seeds of an arm's reported runs."""
