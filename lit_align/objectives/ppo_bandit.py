@@ -43,7 +43,7 @@ class BanditPPO(AlignModule):
 
     @torch.no_grad()
     def annotate(self, rollout: Rollout) -> Rollout:
-        """Score the buffer, so that ratios begin at 1 whatever the rounding of generation, and standardize rewards."""
+        """Score the buffer, so that ratios begin at 1 as ``PPO`` has it, and standardize rewards."""
         home, rollout = rollout.completions.row.device, rollout.to(self.device)
         batch = rollout.completions
         assert batch.reward is not None
