@@ -12,25 +12,29 @@ from lit_align.module import AlignModule
 from lit_align.settings import OptimSettings, PairSettings, check
 
 
-def best_of_n_loss(logps: Tensor, worse: Tensor, negative_coef: float, threshold: float) -> Tensor:
-    """Raise the best completion, lower the others as long as they are not yet unlikely beside it.
+def best_of_n_loss(
+    logps: Tensor, worse: Tensor, negative_coef: float, threshold: float, relative: bool = True
+) -> Tensor:
+    """Raise the best completion, lower the others as long as they are not yet unlikely, beside it or in themselves.
 
         L = -log π_θ(y_best|x) + β Σ_{j≠best} 1[π_θ(y_j|x) / π_θ(y_best|x) > δ] log π_θ(y_j|x)
 
-    arXiv 2404.14367, which puts the threshold on π_θ(y_j|x) itself and gives no value; the ratio to the best is a
-    departure, since the probability of a text shrinks with its length. No gradient goes through the comparison.
+    arXiv 2404.14367, which puts the threshold on π_θ(y_j|x) itself and gives no value; the ratio to the best is what
+    its authors' code has, since the probability of a text shrinks with its length. No gradient goes through the
+    comparison.
 
     Args:
         logps: log π_θ of each completion in nats, best first, (B, K).
         worse: Which columns are worse than the best one, bool (B, K); False in column 0.
         negative_coef: Weight of the others β, >= 0; 0 is best-of-N without a negative gradient.
         threshold: δ, >= 0.
+        relative: Whether δ bounds the ratio to the best; False bounds π_θ(y_j|x).
 
     Returns:
         The loss of each group in nats, (B,).
     """
-    ratio = (logps - logps[:, :1]).detach()
-    lowered = worse & (ratio > (math.log(threshold) if threshold > 0 else -math.inf))
+    compared = (logps - logps[:, :1] if relative else logps).detach()
+    lowered = worse & (compared > (math.log(threshold) if threshold > 0 else -math.inf))
     return -logps[:, 0] + negative_coef * logps.masked_fill(~lowered, 0).sum(-1)
 
 
@@ -55,12 +59,14 @@ class BestOfN(AlignModule):
     The best completion is the one in the first column. Completions as good as it are neither raised nor lowered, and a
     group of several that are all equally good has no best one and is left out.
 
-    Where β times the number of worse completions exceeds 1, the loss has no lower bound: a group's completions can lose
-    likelihood together without end, since only their ratios are compared. β = 1/(N - 1) bounds it, by log δ.
+    Where ratios are compared and β times the number of worse completions exceeds 1, the loss has no lower bound: a
+    group's completions can lose likelihood together without end. β = 1/(N - 1) bounds it, by log δ, and a threshold on
+    the likelihood itself by β (N - 1) log δ.
 
     Args:
         negative_coef: Weight of the other completions' log-likelihood β, >= 0; the paper's negative gradient has 1.
         threshold: Probability beside the best completion's below which another is no longer lowered, >= 0.
+        relative: False reads the threshold as the probability itself, as the paper does; it shrinks with the length.
         pair: The model and its adapter.
         optim: The optimizer and its schedule.
     """
@@ -71,6 +77,7 @@ class BestOfN(AlignModule):
         self,
         negative_coef: float = 0.0,
         threshold: float = 0.01,
+        relative: bool = True,
         pair: PairSettings = PairSettings(),
         optim: OptimSettings = OptimSettings(),
     ) -> None:
@@ -79,6 +86,7 @@ class BestOfN(AlignModule):
         check("model.threshold", threshold, threshold >= 0, "0 or more", "0.01")
         self.negative_coef = negative_coef
         self.threshold = threshold
+        self.relative = relative
 
     def check_data(self, batch: CompletionBatch) -> None:
         """A negative gradient needs others than the best."""
@@ -92,6 +100,6 @@ class BestOfN(AlignModule):
         """Best-of-N's loss of each group."""
         logps = self.score(batch, reference=False).logps
         worse = worse_columns(batch.reward, batch.present)
-        value = best_of_n_loss(logps, worse, self.negative_coef, self.threshold)
+        value = best_of_n_loss(logps, worse, self.negative_coef, self.threshold, self.relative)
         alone = batch.present.sum(-1) == 1
         return Loss(value, (worse.any(-1) | alone).to(value.dtype), None, {})

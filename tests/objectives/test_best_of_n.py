@@ -65,6 +65,15 @@ def test_a_completion_below_the_threshold_has_no_gradient_and_the_comparison_non
     assert found.tolist() == [[-1.0, 0.7, 0.7, 0.0]]
 
 
+def test_a_threshold_on_the_likelihood_itself_bounds_the_loss() -> None:
+    """Below e^-4.6 = 0.01 a completion is no longer lowered, whatever the best one has."""
+    logps = torch.tensor([[-20.0, -4.5, -4.7, -1.0]], dtype=torch.float64, requires_grad=True)
+    (found,) = torch.autograd.grad(best_of_n_loss(logps, others(logps), 0.7, 0.01, relative=False).sum(), logps)
+    assert found.tolist() == [[-1.0, 0.7, 0.0, 0.7]]
+    drawn = -50 * torch.rand(1000, 10, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    assert best_of_n_loss(drawn, others(drawn), 1.0, 0.01, relative=False).min() >= 9 * math.log(0.01)
+
+
 def test_no_threshold_lowers_all_and_a_high_one_only_what_is_likelier_than_the_best() -> None:
     logps = torch.tensor([[-5.0, -300.0, -4.0, -4.9]], dtype=torch.float64, requires_grad=True)
     for threshold, expected in ((0.0, [-1.0, 1.0, 1.0, 1.0]), (1.0, [-1.0, 0.0, 1.0, 1.0]), (2.0, [-1.0, 0, 1.0, 0])):
@@ -134,3 +143,16 @@ def test_the_mean_over_the_others_bounds_the_loss_and_their_sum_does_not() -> No
         assert torch.allclose(lower - value, 100 * (1 - beta * lowered))
     assert best_of_n_loss(logps, others(logps), 1 / 9, 0.01).min() >= math.log(0.01)
     assert best_of_n_loss(logps, others(logps), 1.0, 0.01).min() < -100
+
+
+def test_the_module_reads_the_threshold_as_it_is_told(model: str) -> None:
+    """No text has a probability above 1, and some are likelier than the one that stands first."""
+    batch = random_groups(4, 3)
+    for relative in (True, False):
+        module = moved(BestOfN, model, negative_coef=1.0, threshold=1.0, relative=relative)
+        with torch.no_grad():
+            logps = module.pair.score(batch, reference=False).logps  # type: ignore[union-attr]
+            likelier = logps > logps[:, :1]
+            assert likelier.any()
+            expected = -logps[:, 0] + relative * (logps * likelier).sum(-1)
+            torch.testing.assert_close(module.loss(batch).value, expected)
