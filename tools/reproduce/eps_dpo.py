@@ -79,7 +79,7 @@ class Own:
 def main(arguments: list[str] | None = None) -> int:
     given = parse(arguments, __doc__, "eps_dpo", Path(__file__).parent / "eps_dpo.yaml")
     own = Own.read(given.config)
-    own = replace(own, prompts=4, tokens=16, pairs=16, every=1) if given.quick else own
+    own = replace(own, prompts=4, tokens=12, pairs=6, every=2) if given.quick else own
     study = Study(
         name="eps_dpo",
         config=given.config,

@@ -52,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
     given = parse(arguments, __doc__, "sentiment", Path(__file__).parent / "sentiment.yaml")
     own = world.Own.read(given.config)
     if given.quick:
-        own = replace(own, rows=6, tokens=24, prompts=4, steps=1, every=1, answers=4)
+        own = replace(own, rows=6, tokens=12, prompts=4, steps=1, every=1, answers=4)
     place = given.work / own.world
     study = Study(
         name="sentiment",

@@ -96,7 +96,7 @@ def mild() -> Iterator[Arm]:
 def quick(study: Study) -> Study:
     """The same in a few seconds: an arm of each kind, one learning rate, two steps."""
     wanted = {"EXO-rw, K 4", "EXO-rw, reward model", "EXO-rw, K 4, mild"}
-    short = {"samples.max_new_tokens": 24, "data.batch_size": 2}
+    short = {"samples.max_new_tokens": 12, "data.batch_size": 2}
     small = [replace(arm, options={**arm.options, **short}) for arm in study.arms if arm.name in wanted]
     label = list(study.grid)[1]
     return replace(study, arms=small, grid={label: study.grid[label]})
