@@ -89,8 +89,7 @@ class PPO(AlignModule):
         standardize: Whether rewards are standardized over the buffers of all ranks, as every method of arXiv 2404.14367
             has them: β, the critic's clip and its start at 0 are then in proportion, whatever the reward's scale. Raw
             rewards far from 0 outrun the clipped critic, and with λ < 1 late tokens are then charged most.
-        whiten: Whether advantages are standardized over the tokens of the buffers of all ranks, which is custom and in
-            none of these papers.
+        whiten: Whether advantages are standardized over the tokens of all ranks' buffers, which no paper here does.
         pair: The model and its adapter.
         optim: The optimizer and its schedule.
     """
@@ -163,9 +162,8 @@ class PPO(AlignModule):
     def annotate(self, rollout: Rollout) -> Rollout:
         """Score the buffer by policy, reference and critic, and estimate advantages; then adapt β for the next one.
 
-        ``old_logps`` are the scorer's and not those of the draw: ratios then begin at 1, whatever the rounding of
-        generation, and truncated draws have them too. What a batch of another size rounds otherwise remains: 1e-5 nats
-        a token in float32, and up to 0.2 on a base in bfloat16.
+        ``old_logps`` are the scorer's, so that truncated draws have them and ratios begin at 1, but for what a batch of
+        another size rounds otherwise: 1e-5 nats a token in float32, and up to 0.2 on a base in bfloat16.
         """
         home, rollout = rollout.completions.row.device, rollout.to(self.device)
         batch = rollout.completions

@@ -30,6 +30,8 @@ FRESH = ("PPO", "RWR", "IPO")
 FIXED = ("RWR", "best-of-N", "best-of-N, negative gradient")
 MEAN = "best-of-N, mean negative gradient"
 """Over the nine others, which bounds the loss; the authors' code has it as well, and no claim is about it."""
+SHOWN = (*FIXED, MEAN)
+"""In Figure 16, beside IPO."""
 TIMES_B = (5, 20, 100)
 """|D|/M, beside 1; the last is one collection for the whole run."""
 PASSES_T = (1, 5, 20)
@@ -88,7 +90,7 @@ def of_reward(own: Own, reward: str, centre: int | None) -> Iterator[Arm]:
     judged: Options = {} if centre is None else {"data.reward": "bandit_world.Peak", "data.reward.centre": centre}
     bases = [Arm(f"on-policy {name}", part, {**OBJECTIVES[name], **judged}, least=least) for name in FRESH]
     bases.append(replace(offline(own, "IPO", part, judged, OFFLINE_PROMPTS), least=least))
-    found = [*bases, *(offline(own, name, "figure16", judged, OFFLINE_PROMPTS) for name in (*FIXED, MEAN))]
+    found = [*bases, *(offline(own, name, "figure16", judged, OFFLINE_PROMPTS) for name in SHOWN)]
     for base in bases[:3]:
         found += [like(base, f"B {k}M", "figure4", buffer(own, k)) for k in TIMES_B if own.epochs % k == 0]
         found += [like(base, f"T {passes}", "figure14", {"data.passes": passes}) for passes in PASSES_T]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bandit_arms import CENTRES, FIXED, FRESH, MEAN, PASSES_T, PROMPTS, TIMES_B
+from bandit_arms import CENTRES, FRESH, PASSES_T, PROMPTS, SHOWN, TIMES_B
 from bandit_claims import claims
 from trials.claims import Claim
 from trials.figures import Picture
@@ -21,7 +21,7 @@ PRINTED = {
     "on-policy IPO": "0.92 ± 0.01",
 }
 """Table 3 of arXiv 2404.14367, R₁, 5 seeds; the prompt's token is averaged into the reward."""
-ORDER = (*PRINTED, *(f"offline {name}" for name in (*FIXED, MEAN)))
+ORDER = (*PRINTED, *(f"offline {name}" for name in SHOWN))
 
 
 def report(folder: Path) -> Report:
@@ -80,23 +80,24 @@ def figures(found: Mapping[str, Any], folder: Path) -> None:
     arms = found["arms"]
     rewards = [name for name in CENTRES if any(arm.startswith(f"{name} ") for arm in arms)] or [""]
     bases = [f"{reward} on-policy {name}".strip() for reward in rewards for name in FRESH]
-    labels = [
-        {1: "B 1M", **{k: f"B {k}M" for k in TIMES_B}},
-        dict(sorted({n: f"T {n}" for n in (10, *PASSES_T)}.items())),
-    ]
-    for stem, named, own in (("figure4", labels[0], "B 1M"), ("figure14", labels[1], "T 10")):
-        picture = Picture(bases)
-        for panel, base in enumerate(bases):
-            there = {label: base if label == own else f"{base}, {label}" for label in named.values()}
-            if any(name in arms for label, name in there.items() if label != own):
-                for label, name in there.items():
-                    picture.line(panel, label, _curve(arms, name), "share", "reward")
-        picture.save(folder / f"bandit_{stem}.png", "share of the run", "reward")
-    fixed = ("offline IPO", *(f"offline {name}" for name in (*FIXED, MEAN)))
+    _varied(arms, bases, "B 1M", [f"B {k}M" for k in (1, *TIMES_B)], folder / "bandit_figure4.png")
+    _varied(arms, bases, "T 10", [f"T {n}" for n in sorted((10, *PASSES_T))], folder / "bandit_figure14.png")
+    fixed = ("offline IPO", *(f"offline {name}" for name in SHOWN))
     _compare(arms, rewards, fixed, folder / "bandit_figure16.png")
     both = ("offline IPO", "on-policy IPO", "offline RWR", "on-policy RWR")
     _compare(arms, rewards, both, folder / "bandit_figure19.png")
     _implicit(arms, folder / "bandit_figure18.png")
+
+
+def _varied(arms: Mapping[str, Any], bases: list[str], own: str, labels: list[str], path: Path) -> None:
+    """Reward over the run of each base, itself under the label ``own``, and of those that vary a number of it."""
+    picture = Picture(bases)
+    for panel, base in enumerate(bases):
+        names = {label: base if label == own else f"{base}, {label}" for label in labels}
+        if any(name in arms for name in names.values() if name != base):
+            for label, name in names.items():
+                picture.line(panel, label, _curve(arms, name), "share", "reward")
+    picture.save(path, "share of the run", "reward")
 
 
 def _compare(arms: Mapping[str, Any], rewards: list[str], names: tuple[str, ...], path: Path) -> None:

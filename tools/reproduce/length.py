@@ -32,15 +32,13 @@ from trials.command import conduct, parse
 from trials.plan import plan
 from trials.results import series
 from trials.study import Arm, Study
-from trials.trial import APART, Options
+from trials.trial import APART, TRAINED, Options
 from trials.workers import in_child, lit_align
 
 RATES = ("0.0003", "0.001", "0.003", "0.01")
 SECONDS = 30.0
 """CPU seconds of a run, measured on one core of a machine without a GPU."""
 REWARD = Path(__file__).parents[2] / "configs" / "reward_model.yaml"
-TRAINED = "trained"
-"""Marks the folder of a reward model whose training came to its end: one that was stopped has an adapter as well."""
 
 
 def main(arguments: list[str] | None = None) -> int:

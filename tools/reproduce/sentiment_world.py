@@ -18,7 +18,7 @@ from typing import Any
 import torch
 import yaml
 from trials.after import command
-from trials.trial import Trial, start_of
+from trials.trial import TRAINED, Trial, start_of
 from trials.workers import in_child
 
 from lit_align.batch import CompletionBatch
@@ -28,8 +28,6 @@ MOST = 8
 """Completions of a training prompt: the larger K."""
 SEED = 77
 """Of what all runs share."""
-TRAINED = "trained"
-"""Marks the folder of a reward model whose training came to its end: one that was stopped has an adapter as well."""
 
 
 @dataclass(frozen=True)

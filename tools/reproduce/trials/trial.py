@@ -16,6 +16,8 @@ Options = Mapping[str, object]
 
 APART = 10_000
 """Between the seed of a run and that of its samples, which else may begin with the random numbers of its own draws."""
+TRAINED = "trained"
+"""Marks the folder of a reward model whose training came to its end: one that was stopped has an adapter as well."""
 
 
 @dataclass(frozen=True)
